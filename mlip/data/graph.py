@@ -1,0 +1,227 @@
+"""Graph and Labels: structures as arrays for the device, padded to a few shapes.
+
+Conventions, written once here and kept everywhere:
+
+- Rows of `cell` are the lattice vectors. displacement = positions[sender] + shift @ cell
+  − positions[receiver].
+- Neighbours lie in a table with a row per receiver. Each slot also holds the slot of the edge that
+  runs the other way, so that sums over senders are gathers too.
+- A padded slot holds a displacement of twice the cutoff, where every function of the network is
+  exactly zero; the network needs no mask. Atoms of padding belong to the last, unused structure.
+- Energies eV, lengths Å, forces eV/Å, stress eV/Å³ as a full 3 x 3 tensor with ASE's sign.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from mlip.data.neighbors import neighbor_list
+
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Graph:
+    """A batch of structures: atoms, and for each atom a table of its neighbours."""
+
+    species: jax.Array  # [n_atoms] index into the potential's species, 0-based
+    structure: jax.Array  # [n_atoms] index of the structure an atom belongs to
+    neighbors: jax.Array  # [n_atoms, max_neighbors] the sender of each edge
+    reverse: jax.Array  # [n_atoms, max_neighbors] flat slot of the opposite edge
+    displacement: jax.Array  # [n_atoms, max_neighbors, 3] Å, from receiver to sender
+    volume: jax.Array  # [n_structures] Å³; infinite where no volume is defined
+    n_atoms: jax.Array  # [n_structures] atoms of each structure; 0 for padding
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Labels:
+    """What a batch is trained on; a weight of 0 stands for a label that is absent or padding."""
+
+    energy: jax.Array  # [n_structures] eV, without the baseline of the single atoms
+    forces: jax.Array  # [n_atoms, 3] eV/Å
+    stress: jax.Array  # [n_structures, 3, 3] eV/Å³
+    energy_weight: jax.Array  # [n_structures]
+    forces_weight: jax.Array  # [n_atoms]
+    stress_weight: jax.Array  # [n_structures]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The neighbours of one structure on the host, in float64 and without padding."""
+
+    neighbors: np.ndarray  # [n_atoms, max_neighbors]; unused slots hold the atom itself
+    reverse: np.ndarray  # [n_atoms, max_neighbors] flat slot of the opposite edge
+    shifts: np.ndarray  # [n_atoms, max_neighbors, 3] lattice vectors crossed, integers
+    used: np.ndarray  # [n_atoms, max_neighbors] True where the slot holds an edge
+
+    def displacement(self, positions, cell, cutoff):
+        """Edge vectors at these positions, [n_atoms, max_neighbors, 3]; padding at 2 cutoff."""
+        vectors = positions[self.neighbors] + self.shifts @ cell - positions[:, None]
+        return np.where(self.used[..., None], vectors, (2.0 * cutoff, 0.0, 0.0))
+
+    def size(self):
+        """Atoms and slots a row, as they enter a padded shape."""
+        return self.neighbors.shape
+
+
+def build_table(structure, cutoff):
+    """Table of all neighbours of a structure within the cutoff (Å)."""
+    receivers, senders, shifts = neighbor_list(structure, cutoff)
+    n_atoms, n_edges = len(structure), len(receivers)
+    counts = np.bincount(receivers, minlength=n_atoms)
+    width = max(int(counts.max()), 1)
+    first = np.cumsum(counts) - counts
+    slots = receivers * width + np.arange(n_edges) - first[receivers]
+
+    # Sorted by (receiver, sender, shift) and by the same of the opposite edge, edges pair up.
+    forward = np.lexsort((*shifts.T, senders, receivers))
+    backward = np.lexsort((*-shifts.T, receivers, senders))
+    opposite = np.empty(n_edges, int)
+    opposite[forward] = backward
+
+    neighbors = np.repeat(np.arange(n_atoms), width)
+    reverse = np.arange(n_atoms * width)
+    table_shifts = np.zeros((n_atoms * width, 3), int)
+    used = np.zeros(n_atoms * width, bool)
+    neighbors[slots], reverse[slots], used[slots] = senders, slots[opposite], True
+    table_shifts[slots] = shifts
+    shape = (n_atoms, width)
+    return Table(
+        neighbors.reshape(shape),
+        reverse.reshape(shape),
+        table_shifts.reshape(*shape, 3),
+        used.reshape(shape),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a padded batch; one compiled program each."""
+
+    n_atoms: int
+    max_neighbors: int
+    n_structures: int  # including the last one, which owns the padding
+
+
+def pad(frames, shape, cutoff, dtype=np.float32):
+    """One `Graph` of several structures, in NumPy arrays.
+
+    Args:
+      frames: list of (species [n_atoms], structure, table).
+      shape: a `Shape` with room for all atoms and one structure more.
+      cutoff: Å, for the displacement of padding.
+      dtype: of all floating-point arrays. Displacements are taken in float64 and then rounded.
+    """
+    n_atoms, width = shape.n_atoms, shape.max_neighbors
+    species = np.zeros(n_atoms, np.int32)
+    owner = np.full(n_atoms, shape.n_structures - 1, np.int32)
+    neighbors = np.repeat(np.arange(n_atoms, dtype=np.int32)[:, None], width, axis=1)
+    reverse = np.arange(n_atoms * width, dtype=np.int32).reshape(n_atoms, width)
+    displacement = np.zeros((n_atoms, width, 3), dtype)
+    displacement[..., 0] = 2 * cutoff
+    volume = np.full(shape.n_structures, np.inf, dtype)
+    counts = np.zeros(shape.n_structures, np.int32)
+    start = 0
+    for index, (kinds, structure, table) in enumerate(frames):
+        stop, columns = start + len(structure), table.neighbors.shape[1]
+        species[start:stop], owner[start:stop] = kinds, index
+        neighbors[start:stop, :columns] = table.neighbors + start
+        rows, places = np.divmod(table.reverse, columns)
+        reverse[start:stop, :columns] = (rows + start) * width + places
+        displacement[start:stop, :columns] = table.displacement(
+            structure.positions, structure.cell, cutoff
+        )
+        volume[index], counts[index] = structure.volume, len(structure)
+        start = stop
+    return Graph(species, owner, neighbors, reverse, displacement, volume, counts)
+
+
+def pad_labels(structures, baselines, shape, dtype=np.float32):
+    """`Labels` of the structures of a batch; what a structure lacks has weight 0.
+
+    Args:
+      baselines: energy to subtract from each structure's label in float64, eV: an energy of
+        -9391 eV has a spacing of 1 meV in float32.
+    """
+    energy, energy_weight = np.zeros((2, shape.n_structures), dtype)
+    stress, stress_weight = np.zeros((shape.n_structures, 3, 3), dtype), np.zeros_like(energy)
+    forces, forces_weight = np.zeros((shape.n_atoms, 3), dtype), np.zeros(shape.n_atoms, dtype)
+    start = 0
+    for index, (structure, baseline) in enumerate(zip(structures, baselines)):
+        stop = start + len(structure)
+        if structure.energy is not None:
+            energy[index], energy_weight[index] = structure.energy - baseline, 1
+        if structure.forces is not None:
+            forces[start:stop], forces_weight[start:stop] = structure.forces, 1
+        if structure.stress is not None and np.isfinite(structure.volume):
+            stress[index], stress_weight[index] = structure.stress, 1
+        start = stop
+    return Labels(energy, forces, stress, energy_weight, forces_weight, stress_weight)
+
+
+def pack(sizes, order, batch_size, max_atoms, max_slots):
+    """Cut an order of frames into batches within all three limits.
+
+    Args:
+      sizes: (atoms, slots a row) of every frame.
+      order: indices of frames, in the order they are to be visited.
+
+    Returns:
+      Lists of indices. A frame beyond the limits stands alone.
+    """
+    batches, current, atoms, width = [], [], 0, 0
+    for index in order:
+        n, k = sizes[index]
+        full = len(current) == batch_size or atoms + n > max_atoms
+        if current and (full or (atoms + n) * max(width, k) > max_slots):
+            batches.append(current)
+            current, atoms, width = [], 0, 0
+        current.append(index)
+        atoms, width = atoms + n, max(width, k)
+    return [*batches, current] if current else batches
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The few sizes that batches are padded to, and the limits they are packed within."""
+
+    batch_size: int
+    atoms: tuple[int, ...]  # ascending
+    widths: tuple[int, ...]  # ascending
+    max_slots: int
+
+    def shape(self, n_atoms, width):
+        """The smallest shape of the ladder that holds a batch."""
+        return Shape(
+            next(a for a in self.atoms if a >= n_atoms),
+            next(w for w in self.widths if w >= width),
+            self.batch_size + 1,
+        )
+
+    def pack(self, sizes, order):
+        return pack(sizes, order, self.batch_size, self.atoms[-1], self.max_slots)
+
+
+def plan_ladder(sizes, batch_size, max_atoms=None):
+    """Choose at most two sizes for atoms and two for neighbours, so that few programs compile.
+
+    Args:
+      sizes: (atoms, slots a row) of every frame.
+      batch_size: the most frames in a batch.
+      max_atoms: the most atoms in a batch; by default room for `batch_size` frames of one and a
+        half times the mean size. The largest frame always fits.
+    """
+    atoms, widths = np.array(sizes).T
+    usual = int(np.ceil(1.5 * batch_size * atoms.mean()))
+    largest = int(max(atoms.max(), min(max_atoms or usual, batch_size * atoms.max())))
+    slots = int(max((atoms * widths).max(), largest * np.quantile(widths, 0.9)))
+    typical = int(np.ceil(batch_size * atoms.mean()))
+    width, narrow = int(widths.max()), int(np.quantile(widths, 0.5))
+    return Ladder(
+        batch_size,
+        (typical, largest) if typical < 0.7 * largest else (largest,),
+        (narrow, width) if narrow < 0.7 * width else (width,),
+        slots,
+    )

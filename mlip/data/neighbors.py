@@ -1,0 +1,71 @@
+"""All pairs of atoms within a cutoff: any cell, any mix of periodic axes, atoms anywhere."""
+
+import numpy as np
+import vesin
+
+CLOSEST = 1e-3  # Å: below this two atoms count as one
+MOST_EDGES = 10**8
+
+
+def neighbor_list(structure, cutoff):
+    """Every ordered pair of atoms, periodic images included, closer than the cutoff.
+
+    Args:
+      structure: a `Structure`.
+      cutoff: Å; may exceed the cell.
+
+    Returns:
+      receivers, senders: [n_edges], sorted by receiver.
+      shifts: [n_edges, 3] integers; positions[sender] + shift @ cell − positions[receiver] is
+        shorter than the cutoff. No atom is its own neighbour except through a shift.
+
+    Raises:
+      ValueError: two atoms coincide, or there would be more than 10⁸ pairs.
+    """
+    positions, pbc = structure.positions, structure.pbc
+    cell = complete_cell(structure.cell, pbc)
+    _refuse_too_many(structure, cell, cutoff)
+    if len(structure) == 1 and not pbc.any():
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int)
+    calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True)
+    receivers, senders, shifts, distance = calculator.compute(
+        points=positions, box=cell, periodic=pbc.tolist(), quantities="ijSd"
+    )
+    if len(distance) and distance.min() < CLOSEST:
+        edge = distance.argmin()
+        raise ValueError(
+            f"{structure.name}: atoms {receivers[edge]} and {senders[edge]} are "
+            f"{distance[edge]:.2g} Å apart; remove one of them or correct the cell"
+        )
+    shifts = shifts.astype(int)
+    order = np.lexsort((*shifts.T[::-1], senders, receivers))
+    return receivers[order].astype(int), senders[order].astype(int), shifts[order]
+
+
+def complete_cell(cell, pbc):
+    """The cell with unit vectors in place of non-periodic axes, across the periodic ones.
+
+    Shifts along those axes are always zero, so that their vectors only have to make the cell
+    invertible.
+    """
+    complete = np.where(pbc[:, None], cell, 0.0)
+    for axis in np.flatnonzero(~pbc):
+        # The last right singular vector is orthogonal to all the rows there are.
+        complete[axis] = np.linalg.svd(complete)[2][-1]
+    return complete
+
+
+def _refuse_too_many(structure, cell, cutoff):
+    if structure.pbc.all():
+        density = len(structure) / abs(np.linalg.det(cell))
+        expected = len(structure) * density * 4 / 3 * np.pi * cutoff**3
+    elif structure.pbc.any():
+        lengths = np.linalg.norm(cell[structure.pbc], axis=1)
+        expected = len(structure) ** 2 * np.prod(1 + 2 * cutoff / lengths)
+    else:
+        return
+    if expected > MOST_EDGES:
+        raise ValueError(
+            f"{structure.name}: a cutoff of {cutoff} Å would make about {expected:.1e} pairs, more "
+            f"than {MOST_EDGES:.0e}; check the cell and the cutoff"
+        )

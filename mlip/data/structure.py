@@ -1,0 +1,134 @@
+"""Structure: one configuration of atoms, with the labels it may carry."""
+
+from dataclasses import dataclass, replace
+
+import ase
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Atoms in a cell that may be periodic; checked when made, in float64.
+
+    Raises:
+      ValueError: an array of the wrong shape, a number that is not finite, an element outside
+        H … Og, no atom, or a periodic axis without a lattice vector.
+    """
+
+    numbers: np.ndarray  # [n_atoms] atomic numbers
+    positions: np.ndarray  # [n_atoms, 3] Å
+    cell: np.ndarray  # [3, 3] Å, lattice vectors as rows; zero along axes without one
+    pbc: np.ndarray  # [3] True along periodic axes
+    energy: float | None = None  # eV
+    forces: np.ndarray | None = None  # [n_atoms, 3] eV/Å
+    stress: np.ndarray | None = None  # [3, 3] eV/Å³, positive when the cell wants to shrink
+    name: str = "structure"  # for messages, such as train.xyz#12
+    group: str = ""  # the data set's own kind of frame, its `config_type`
+
+    def __post_init__(self):
+        convert = {
+            "numbers": (int, (-1,)),
+            "positions": (float, (-1, 3)),
+            "cell": (float, (3, 3)),
+            "pbc": (bool, (3,)),
+        }
+        if self.forces is not None:
+            convert["forces"] = (float, (len(self.numbers), 3))
+        if self.stress is not None:
+            convert["stress"] = (float, (3, 3))
+        for field, (dtype, shape) in convert.items():
+            try:
+                array = np.array(getattr(self, field), dtype=dtype)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self.name}: {field} are not numbers ({error})") from None
+            if array.ndim != len(shape) or any(
+                s not in (-1, a) for s, a in zip(shape, array.shape)
+            ):
+                raise ValueError(
+                    f"{self.name}: {field} have shape {array.shape}; expected "
+                    f"{str(shape).replace('-1', 'n_atoms')}"
+                )
+            if dtype is float and not np.isfinite(array).all():
+                bad = np.argwhere(~np.isfinite(array))[0]
+                raise ValueError(
+                    f"{self.name}: {field} hold {array[tuple(bad)]} at {tuple(bad.tolist())}; "
+                    "remove the frame or mend its source"
+                )
+            array.setflags(write=False)
+            object.__setattr__(self, field, array)
+        if len(self.numbers) == 0:
+            raise ValueError(f"{self.name}: there are no atoms; remove the frame")
+        if len(self.numbers) != len(self.positions):
+            raise ValueError(
+                f"{self.name}: {len(self.numbers)} atomic numbers but {len(self.positions)} positions"
+            )
+        wrong = self.numbers[(self.numbers < 1) | (self.numbers >= len(chemical_symbols))]
+        if len(wrong):
+            raise ValueError(
+                f"{self.name}: atomic number {wrong[0]} is no element; it must lie between 1 and "
+                f"{len(chemical_symbols) - 1}"
+            )
+        if self.energy is not None and not np.isfinite(self.energy):
+            raise ValueError(f"{self.name}: the energy is {self.energy}; remove the frame")
+        periodic = self.cell[self.pbc]
+        if len(periodic):
+            lengths = np.linalg.norm(periodic, axis=1)
+            area = np.sqrt(max(np.linalg.det(periodic @ periodic.T), 0.0))
+            if area < 1e-6 * max(lengths.prod(), 1.0):
+                raise ValueError(
+                    f"{self.name}: the periodic lattice vectors {periodic.tolist()} are zero or "
+                    "linearly dependent; correct the cell or the periodic flags"
+                )
+
+    def __len__(self):
+        return len(self.numbers)
+
+    @property
+    def volume(self):
+        """Å³; infinite for a molecule or where an axis has no lattice vector: no stress there."""
+        volume = abs(np.linalg.det(self.cell))
+        return volume if self.pbc.any() and volume > 1e-6 else np.inf
+
+    def repeat(self, counts):
+        """The supercell with `counts` copies along the lattice vectors, without labels."""
+        return from_ase(to_ase(self).repeat(counts), name=self.name)
+
+    def without_labels(self):
+        return replace(self, energy=None, forces=None, stress=None)
+
+
+def from_ase(atoms, name="structure", **labels):
+    """Structure of an `ase.Atoms`. Labels are taken from the arguments alone."""
+    return Structure(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell.array,
+        pbc=atoms.pbc,
+        name=name,
+        **labels,
+    )
+
+
+def to_ase(structure):
+    """`ase.Atoms` of a structure, without its labels."""
+    return ase.Atoms(
+        structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
+    )
+
+
+def symbol(number):
+    return chemical_symbols[number]
+
+
+def number_of(symbol_or_number):
+    """Atomic number of "Si", 14 or "14".
+
+    Raises:
+      ValueError: no such element.
+    """
+    text = str(symbol_or_number).strip()
+    number = int(text) if text.isdecimal() else atomic_numbers.get(text.capitalize(), 0)
+    if not 1 <= number < len(chemical_symbols):
+        raise ValueError(f"{text!r} is no chemical element; write a symbol such as Si")
+    return number

@@ -1,0 +1,280 @@
+"""The message-passing network: edge displacements in, one energy per atom out.
+
+The mathematics is that of MACE with its residual interaction block (Batatia et al. 2022,
+arXiv:2206.07697), normalisation constants included. Every parameter starts as a standard normal
+number (those of the product basis divided by their count, as in MACE); all scales are constants
+in the forward pass.
+
+Features of degree l are kept as [2l + 1, n_atoms, channels], so that mixing the channels is one
+matrix product and the product basis works on contiguous rows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlip.data.graph import Graph
+from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
+from mlip.model.so3 import L_MAX, coupling, spherical_harmonics, symmetric_coupling, unstack
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network. The defaults suit a few hundred to a few thousand frames."""
+
+    cutoff: float = 5.0  # Å: atoms farther apart do not see each other within one layer
+    channels: int = 64  # features of each degree on an atom
+    l_max: int = 3  # largest degree of the spherical harmonics on an edge, 0 to 3
+    hidden_l: int = 0  # largest degree of the features passed from layer to layer, 0 to l_max
+    correlation: int = 3  # order of the product basis: 3 couples four bodies in one layer
+    layers: int = 2  # message-passing layers
+    n_radial: int = 8  # Bessel functions of the distance
+    radial_widths: tuple[int, ...] = (64, 64, 64)  # hidden layers of the radial network
+    cutoff_order: int = 5  # p of the smooth cutoff
+    readout_width: int = 16  # hidden width of the last readout; the others are linear
+    zbl: bool = False  # add the ZBL repulsion of the nuclei below the sum of covalent radii
+
+    def __post_init__(self):
+        limits = {
+            "channels": (1, 4096),
+            "l_max": (0, L_MAX),
+            "hidden_l": (0, self.l_max),
+            "correlation": (1, 4),
+            "layers": (1, 10),
+            "n_radial": (1, 64),
+            "cutoff_order": (3, 20),
+            "readout_width": (1, 4096),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must lie between {low} and {high}")
+        if not (math.isfinite(self.cutoff) and 0 < self.cutoff <= 20):
+            raise ValueError(
+                f"cutoff is {self.cutoff} Å; it must be positive and at most 20 Å (5 Å is usual)"
+            )
+        if not self.radial_widths or min(self.radial_widths) < 1:
+            raise ValueError(
+                f"radial_widths is {self.radial_widths}; give one or more positive widths"
+            )
+
+
+def paths(l_in, l_max):
+    """Couplings (l_sender, l_edge, l_out) of an interaction that keep the parity of vectors."""
+    return [
+        (l1, l2, l3)
+        for l1 in range(l_in + 1)
+        for l2 in range(l_max + 1)
+        for l3 in range(abs(l1 - l2), min(l1 + l2, l_max) + 1, 2)
+    ]
+
+
+def gather_senders(features, graph):
+    """Rows of `features` [n_atoms, ...] for every slot of the neighbour table.
+
+    Its transpose is written as a gather through the opposite edges, since a scatter is slow.
+    """
+
+    def gather(index, rows):
+        return rows[index[0]]
+
+    def collect(index, slots):
+        return slots.reshape(-1, *slots.shape[2:])[index[1]].sum(axis=1)
+
+    index = (graph.neighbors, graph.reverse)
+    return jax.custom_derivatives.linear_call(gather, collect, index, features)
+
+
+def symmetric_product(components, weights, l_max, l_out):
+    """Σ_k weights_k B_k over the symmetric basis of all orders, written out in its monomials.
+
+    Args:
+      components: (l_max + 1)² arrays [n_atoms, channels].
+      weights: for each order from 1 on, [n_basis, n_atoms, channels].
+
+    Returns:
+      2 l_out + 1 arrays [n_atoms, channels].
+    """
+    products = {(i,): x for i, x in enumerate(components)}
+    out = [0.0] * (2 * l_out + 1)
+    for order, weight in enumerate(weights, start=1):
+        monomials, coefficients = symmetric_coupling(l_max, l_out, order)
+        rows = unstack(weight)
+        for monomial in map(tuple, monomials.tolist()):
+            for n in range(2, order + 1):
+                if monomial[:n] not in products:
+                    products[monomial[:n]] = products[monomial[: n - 1]] * components[monomial[n - 1]]
+        for k, row in enumerate(rows):
+            for m in range(2 * l_out + 1):
+                used = np.flatnonzero(np.abs(coefficients[k, m]) > 1e-12)
+                terms = [
+                    float(coefficients[k, m, n]) * products[tuple(monomials[n].tolist())]
+                    for n in used
+                ]
+                out[m] += row * sum(terms)
+    return out
+
+
+def mix_channels(features, weight):
+    """features @ weight with unit variance kept, [..., channels_out].
+
+    In two dimensions, since XLA's gradient of a product with more of them copies its operands.
+    """
+    rows = features.reshape(-1, weight.shape[0])
+    mixed = rows @ (weight / math.sqrt(weight.shape[0]))
+    return mixed.reshape(*features.shape[:-1], weight.shape[1])
+
+
+class Network(nn.Module):
+    """Energies per atom in units of the potential's scale, from edge displacements."""
+
+    config: NetworkConfig
+    n_species: int
+
+    @nn.compact
+    def __call__(self, graph: Graph, average_neighbors):
+        """Energies and features of the atoms.
+
+        Args:
+          graph: displacements decide the precision.
+          average_neighbors: scalar by which the sums over neighbours are divided.
+
+        Returns:
+          energies, [n_atoms], and layer by layer the invariant features, [n_atoms, channels].
+        """
+        config = self.config
+        # The hardware's reduced-precision products (TF32, bfloat16) would spoil the forces.
+        with jax.default_matmul_precision("highest"):
+            dtype = graph.displacement.dtype
+            distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
+            unit = graph.displacement / distance[..., None]
+            harmonics = spherical_harmonics(unit, config.l_max)
+            radial = bessel_basis(distance, config.cutoff, config.n_radial)
+            radial *= smooth_cutoff(distance, config.cutoff, config.cutoff_order)[..., None]
+            one_hot = jax.nn.one_hot(graph.species, self.n_species, dtype=dtype)
+
+            embedding = self.weight("embedding", self.n_species, config.channels)
+            features = [(one_hot @ embedding / math.sqrt(self.n_species))[None]]
+            energy, invariants = 0.0, []
+            for layer in range(config.layers):
+                last = layer == config.layers - 1
+                l_out = 0 if last else config.hidden_l
+                density = self.interaction(layer, graph, features, harmonics, radial)
+                density = [degree / average_neighbors for degree in density]
+                skip = self.skip(layer, features, one_hot, l_out)
+                features = self.product(layer, density, skip, one_hot, l_out)
+                invariants.append(features[0][0])
+                energy += self.readout(layer, features[0][0], nonlinear=last and layer > 0)
+            return energy, tuple(invariants)
+
+    def weight(self, name, *shape):
+        return self.param(name, nn.initializers.normal(1.0), shape)
+
+    def interaction(self, layer, graph, features, harmonics, radial):
+        """Sum the neighbours' features, coupled to harmonics and radial functions; mix channels.
+
+        Returns for each degree up to l_max [2l + 1, n_atoms, channels]. Source: eq. 8 and 9.
+        """
+        config, channels = self.config, self.config.channels
+        routes = paths(len(features) - 1, config.l_max)
+        senders = []
+        for l, feature in enumerate(features):
+            mixed = mix_channels(feature, self.weight(f"up_{layer}_{l}", channels, channels))
+            senders.append(jnp.moveaxis(mixed, 0, 1))
+        senders = gather_senders(jnp.concatenate(senders, axis=1), graph)
+        senders = jax.lax.split(senders, [2 * l + 1 for l in range(len(features))], axis=2)
+        functions = self.radial_network(layer, radial, len(routes) * channels)
+        functions = jax.lax.split(functions, [channels] * len(routes), axis=2)
+
+        sums = [[] for _ in range(config.l_max + 1)]
+        for function, (l1, l2, l3) in zip(functions, routes):
+            edge, message = harmonics[l2], function[:, :, None] * senders[l1]
+            if l1 == 0:
+                total = jnp.einsum("nkb,nkc->bnc", edge, message[:, :, 0])
+            else:
+                tensor = jnp.asarray(math.sqrt(2 * l3 + 1) * coupling(l1, l2, l3), edge.dtype)
+                edge = jnp.einsum("nkm,amb->nkab", edge, tensor)
+                total = jnp.einsum("nkab,nkac->bnc", edge, message)
+            sums[l3].append(total)
+        density = []
+        for l, parts in enumerate(sums):
+            weight = self.weight(f"mix_{layer}_{l}", len(parts) * channels, channels)
+            density.append(mix_channels(jnp.concatenate(parts, axis=-1), weight))
+        return density
+
+    def radial_network(self, layer, radial, width):
+        """Perceptron without biases: zero at the cutoff, where its input is zero."""
+        hidden = radial.reshape(-1, radial.shape[-1])
+        widths = (radial.shape[-1], *self.config.radial_widths, width)
+        for step, (rows, columns) in enumerate(zip(widths[:-1], widths[1:])):
+            hidden = mix_channels(hidden, self.weight(f"radial_{layer}_{step}", rows, columns))
+            if step < len(widths) - 2:
+                hidden = SILU_GAIN * jax.nn.silu(hidden)
+        return hidden.reshape(*radial.shape[:2], width)
+
+    def skip(self, layer, features, one_hot, l_out):
+        """The previous features through a matrix of the atom's species."""
+        channels, scale = self.config.channels, 1 / math.sqrt(self.config.channels * self.n_species)
+        out = []
+        for l, feature in enumerate(features[: l_out + 1]):
+            weight = self.weight(f"skip_{layer}_{l}", self.n_species, channels, channels)
+            every = jnp.einsum("mnc,zcd->mznd", feature, weight)
+            out.append(jnp.einsum("mznd,nz->mnd", every, one_hot) * scale)
+        return out
+
+    def product(self, layer, density, skip, one_hot, l_out):
+        """Symmetric products of the density with weights of the species. Source: eq. 10 and 11."""
+        config, channels = self.config, self.config.channels
+        components = [row for degree in density for row in unstack(degree)]
+        out = []
+        for l in range(l_out + 1):
+            weights = []
+            for order in range(1, config.correlation + 1):
+                n_basis = symmetric_coupling(config.l_max, l, order)[1].shape[0]
+                name = f"product_{layer}_{l}_{order}"
+                weight = self.weight(name, n_basis, self.n_species, channels)
+                weights.append(jnp.einsum("nz,bzc->bnc", one_hot, weight))
+            basis = jnp.stack(symmetric_product(components, weights, config.l_max, l))
+            feature = mix_channels(basis, self.weight(f"out_{layer}_{l}", channels, channels))
+            out.append(feature + skip[l] if l < len(skip) else feature)
+        return out
+
+    def readout(self, layer, invariant, nonlinear):
+        """Energies of the atoms, [n_atoms]. Source: eq. 13."""
+        rows = self.config.channels
+        if nonlinear:
+            width = self.config.readout_width
+            weight = self.weight(f"readout_{layer}_hidden", rows, width)
+            invariant, rows = SILU_GAIN * jax.nn.silu(mix_channels(invariant, weight)), width
+        return mix_channels(invariant, self.weight(f"readout_{layer}", rows, 1))[:, 0]
+
+
+def initialize(network, seed):
+    """Random parameters as a plain pytree of float32 NumPy arrays; compiles nothing.
+
+    Args:
+      network: a `Network`.
+      seed: integer; the same seed gives the same parameters on every machine.
+    """
+    slot = jax.ShapeDtypeStruct((1, 1), np.int32)
+    graph = Graph(
+        species=jax.ShapeDtypeStruct((1,), np.int32),
+        structure=jax.ShapeDtypeStruct((1,), np.int32),
+        neighbors=slot,
+        reverse=slot,
+        displacement=jax.ShapeDtypeStruct((1, 1, 3), np.float32),
+        volume=jax.ShapeDtypeStruct((1,), np.float32),
+        n_atoms=jax.ShapeDtypeStruct((1,), np.int32),
+    )
+    shapes = jax.eval_shape(network.init, jax.random.key(0), graph, 1.0)["params"]
+    rng = np.random.default_rng(seed)
+    parameters = {}
+    for name in sorted(shapes):
+        shape = shapes[name].shape
+        scale = 1 / shape[0] if name.startswith("product") else 1.0
+        parameters[name] = (scale * rng.normal(size=shape)).astype(np.float32)
+    return parameters

@@ -1,0 +1,239 @@
+"""Potential: energy, forces and stress of structures by one derivative of the network."""
+
+import functools
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlip.data.graph import Graph, Shape, build_table, pack, pad
+from mlip.data.structure import Structure, number_of, symbol
+from mlip.model.network import Network, NetworkConfig, initialize
+from mlip.model.radial import zbl_energy
+
+DTYPES = ("float32", "float64")
+MOST_SLOTS = 200_000  # neighbour slots in one batch of predictions
+MOST_STRUCTURES = 64
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Weights:
+    """Everything of a potential that a compiled function takes as an argument."""
+
+    parameters: dict  # of the network
+    scale: jax.Array  # [n_species] eV per unit of the network's energies
+    numbers: jax.Array  # [n_species] atomic numbers
+    average_neighbors: jax.Array  # scalar
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a potential says of one structure; NumPy float64."""
+
+    energy: float  # eV
+    energies: np.ndarray  # [n_atoms] eV
+    forces: np.ndarray  # [n_atoms, 3] eV/Å
+    stress: np.ndarray | None  # [3, 3] eV/Å³; None without a volume
+
+
+def atom_energies(network, weights, graph):
+    """Energies of the atoms above their baseline, [n_atoms], eV."""
+    energies, _ = network.apply({"params": weights.parameters}, graph, weights.average_neighbors)
+    energies *= weights.scale[graph.species]
+    if network.config.zbl:
+        number = weights.numbers[graph.species]
+        distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
+        pairs = zbl_energy(distance, number[:, None], number[graph.neighbors])
+        energies += pairs.sum(axis=1) / 2
+    return energies
+
+
+def energies_and_pull(network, weights, graph):
+    """Energies of the atoms, and the derivative of their sum by each displacement (eV/Å)."""
+
+    def total(displacement):
+        energies = atom_energies(network, weights, replace(graph, displacement=displacement))
+        return energies.sum(), energies
+
+    pull, energies = jax.grad(total, has_aux=True)(graph.displacement)
+    return energies, pull
+
+
+def forces_and_stress(graph, pull):
+    """Forces [n_atoms, 3] and symmetric stress [n_structures, 3, 3] from the edges' pull."""
+    opposite = pull.reshape(-1, 3)[graph.reverse]
+    forces = (pull - opposite).sum(axis=1)
+    virial = jnp.einsum("nki,nkj->nij", graph.displacement, pull)
+    virial = per_structure(graph, (virial + virial.mT) / 2)
+    return forces, virial / graph.volume[:, None, None]
+
+
+def per_structure(graph, values):
+    """Sum rows of atoms over the structures they belong to."""
+    return jax.ops.segment_sum(
+        values, graph.structure, graph.n_atoms.shape[0], indices_are_sorted=True
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate_graph(network, weights, graph):
+    """Energies of the atoms, forces and stress of a padded batch."""
+    energies, pull = energies_and_pull(network, weights, graph)
+    return energies, *forces_and_stress(graph, pull)
+
+
+@dataclass(frozen=True)
+class Potential:
+    """A network with its parameters and all it needs to speak of real atoms.
+
+    A potential is a function of a structure: `potential(structure)` gives a `Prediction`.
+    """
+
+    config: NetworkConfig
+    species: tuple[int, ...]  # atomic numbers, ascending
+    parameters: dict  # NumPy arrays
+    e0: np.ndarray  # [n_species] eV, energies of the isolated atoms
+    shift: np.ndarray  # [n_species] eV, added to every atom beside E0
+    scale: np.ndarray  # [n_species] eV per unit of the network's energies
+    average_neighbors: float
+    dtype: str = "float32"
+    training: dict = field(default_factory=dict)  # where it comes from; free of arrays
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        if not self.species or tuple(sorted(set(self.species))) != tuple(self.species):
+            raise ValueError(
+                f"species are {self.species}; give ascending atomic numbers, each once"
+            )
+        for name in ("e0", "shift", "scale"):
+            values = np.asarray(getattr(self, name), float)
+            if values.shape != (len(self.species),) or not np.isfinite(values).all():
+                raise ValueError(f"{name} is {values}; give {len(self.species)} finite energies")
+            object.__setattr__(self, name, values)
+        if not (np.isfinite(self.average_neighbors) and self.average_neighbors > 0):
+            raise ValueError(
+                f"average_neighbors is {self.average_neighbors}; it must be positive"
+            )
+
+    @functools.cached_property
+    def network(self):
+        return Network(self.config, len(self.species))
+
+    @functools.cached_property
+    def weights(self):
+        """`Weights` on the device in this potential's precision."""
+        with self.precision():
+            cast = functools.partial(jnp.asarray, dtype=self.dtype)
+            return Weights(
+                jax.tree.map(cast, self.parameters),
+                cast(self.scale),
+                jnp.asarray(np.array(self.species, np.int32)),
+                cast(self.average_neighbors),
+            )
+
+    @property
+    def n_parameters(self):
+        return sum(np.size(leaf) for leaf in jax.tree.leaves(self.parameters))
+
+    def precision(self):
+        """Context in which jax computes in this potential's precision."""
+        return jax.enable_x64(self.dtype == "float64")
+
+    def with_dtype(self, dtype):
+        return self if dtype in (None, self.dtype) else replace(self, dtype=dtype)
+
+    def species_of(self, structure):
+        """Index of each atom's species, [n_atoms].
+
+        Raises:
+          ValueError: an element that the potential does not know, by name.
+        """
+        lookup = np.full(max(self.species) + 1, -1)
+        lookup[list(self.species)] = np.arange(len(self.species))
+        known = np.isin(structure.numbers, self.species)
+        if not known.all():
+            missing = ", ".join(symbol(z) for z in np.unique(structure.numbers[~known]))
+            raise ValueError(
+                f"{structure.name} holds {missing}, which this potential was not trained on; it "
+                f"knows {', '.join(map(symbol, self.species))}. Train with frames of {missing}"
+            )
+        return lookup[structure.numbers].astype(np.int32)
+
+    def baseline(self, structure):
+        """Energy of the structure's atoms without the network, eV, in float64."""
+        return float((self.e0 + self.shift)[self.species_of(structure)].sum())
+
+    def __call__(self, structure: Structure) -> Prediction:
+        return self.predict([structure])[0]
+
+    def predict(self, structures):
+        """`Prediction` of every structure, in batches padded to a geometric ladder of sizes."""
+        frames = [(self.species_of(s), s, build_table(s, self.config.cutoff)) for s in structures]
+        sizes = [table.size() for _, _, table in frames]
+        order = sorted(range(len(frames)), key=lambda index: sizes[index])
+        predictions = [None] * len(frames)
+        batches = pack(sizes, order, MOST_STRUCTURES, MOST_SLOTS, MOST_SLOTS)
+        for batch in batches:
+            atoms = sum(sizes[i][0] for i in batch)
+            width = max(sizes[i][1] for i in batch)
+            shape = Shape(round_up(atoms), round_up(width), round_up(len(batch)) + 1)
+            graph = pad([frames[i] for i in batch], shape, self.config.cutoff, self.dtype)
+            outputs = self.evaluate(graph)
+            for index, prediction in zip(batch, self.split(outputs, [frames[i] for i in batch])):
+                predictions[index] = prediction
+        return predictions
+
+    def evaluate(self, graph: Graph):
+        """Energies, forces and stress of a padded batch as NumPy arrays."""
+        with self.precision():
+            outputs = evaluate_graph(self.network, self.weights, graph)
+        return [np.asarray(output, float) for output in outputs]
+
+    def split(self, outputs, frames):
+        """The predictions of single structures from the arrays of their batch."""
+        energies, forces, stress = outputs
+        start, predictions = 0, []
+        for index, (kinds, structure, _) in enumerate(frames):
+            rows = slice(start, start + len(structure))
+            own = energies[rows] + (self.e0 + self.shift)[kinds]
+            if not (np.isfinite(own).all() and np.isfinite(forces[rows]).all()):
+                raise FloatingPointError(
+                    f"{structure.name}: the potential gives a number that is not finite; the "
+                    "atoms are probably far closer than any it was trained on"
+                )
+            tensor = stress[index] if np.isfinite(structure.volume) else None
+            predictions.append(Prediction(float(own.sum()), own, forces[rows], tensor))
+            start += len(structure)
+        return predictions
+
+
+def round_up(count):
+    """The next size of a ladder with steps of at most one third: 1, 2, 3, 4, 5, 6, 8, 10, 12, …"""
+    step = 1 << max(int(count - 1).bit_length() - 3, 0)
+    return -(-count // step) * step
+
+
+def untrained(config, species, seed=0, average_neighbors=15.0, e0=None, dtype="float32"):
+    """A potential with random parameters, for tests and benchmarks.
+
+    Args:
+      config: a `NetworkConfig`.
+      species: symbols or atomic numbers.
+      e0: energies of the isolated atoms by symbol, eV; 0 where absent.
+    """
+    numbers = tuple(sorted({number_of(s) for s in species}))
+    e0 = {number_of(s): energy for s, energy in (e0 or {}).items()}
+    zeros = np.zeros(len(numbers))
+    return Potential(
+        config=config,
+        species=numbers,
+        parameters=initialize(Network(config, len(numbers)), seed),
+        e0=np.array([e0.get(z, 0.0) for z in numbers]),
+        shift=zeros,
+        scale=zeros + 1,
+        average_neighbors=average_neighbors,
+        dtype=dtype,
+    )

@@ -1,0 +1,120 @@
+"""The loss of a batch, its gradient by one forward inside one reverse pass, and error sums."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from mlip.model.potential import atom_energies, energies_and_pull, forces_and_stress, per_structure
+
+KINDS = ("mse", "huber")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weighted sum of mean errors: energy per atom, force components, stress components.
+
+    In the last part of the training the energy weight is raised: forces shape the surface first,
+    the energies are fitted on it afterwards.
+    """
+
+    energy_weight: float = 1.0  # per (eV/atom)²
+    forces_weight: float = 100.0  # per (eV/Å)²
+    stress_weight: float = 100.0  # per (eV/Å³)²
+    loss: str = "mse"  # mse or huber
+    huber_delta: float = 0.01  # error where Huber's loss turns linear, in the units above
+    stage_two: float = 0.75  # fraction of the training after which the second stage begins
+    stage_two_energy_weight: float = 1000.0  # energy weight then; 0 keeps the first stage's
+
+    def __post_init__(self):
+        for name in ("energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be zero or positive")
+        if self.energy_weight == self.forces_weight == self.stress_weight == 0:
+            raise ValueError("all loss weights are 0; give at least one of them a positive value")
+        if self.loss not in KINDS:
+            raise ValueError(f"loss is {self.loss!r}; choose one of {', '.join(KINDS)}")
+        if not self.huber_delta > 0:
+            raise ValueError(f"huber_delta is {self.huber_delta}; it must be positive")
+        if not 0 <= self.stage_two <= 1:
+            raise ValueError(f"stage_two is {self.stage_two}; it is a fraction between 0 and 1")
+
+    def weights(self, progress):
+        """Weights of energy, forces and stress when this fraction of the training is done."""
+        second = self.stage_two_energy_weight > 0 and progress >= self.stage_two
+        energy = self.stage_two_energy_weight if second else self.energy_weight
+        return energy, self.forces_weight, self.stress_weight
+
+
+def batch_loss(config, weights, graph, labels, energies, forces, stress):
+    """Loss of a batch and of each structure in it.
+
+    Args:
+      weights: of energy, forces and stress.
+      energies: of the atoms without baseline, [n_atoms], eV.
+
+    Returns:
+      loss, and (its share by structure [n_structures], sums of squared errors and their counts).
+    """
+    n_atoms = jnp.maximum(graph.n_atoms, 1)
+    energy_error = (per_structure(graph, energies) - labels.energy) / n_atoms
+    forces_error = forces - labels.forces
+    stress_error = stress - labels.stress
+    n_frames = jnp.maximum(labels.energy_weight.sum(), 1)
+    n_forces = jnp.maximum(labels.forces_weight.sum(), 1)
+    n_stress = jnp.maximum(labels.stress_weight.sum(), 1)
+
+    forces_loss = _penalty(config, forces_error).mean(axis=1) * labels.forces_weight
+    shares = weights[0] * _penalty(config, energy_error) * labels.energy_weight / n_frames
+    shares += weights[1] * per_structure(graph, forces_loss) / n_forces
+    shares += (
+        weights[2] * _penalty(config, stress_error).mean(axis=(1, 2)) * labels.stress_weight
+    ) / n_stress
+    sums = {
+        "energy": (labels.energy_weight * energy_error**2).sum(),
+        "energy_count": labels.energy_weight.sum(),
+        "forces": (labels.forces_weight[:, None] * forces_error**2).sum(),
+        "forces_count": 3 * labels.forces_weight.sum(),
+        "stress": (labels.stress_weight[:, None, None] * stress_error**2).sum(),
+        "stress_count": 9 * labels.stress_weight.sum(),
+    }
+    return shares.sum(), (shares, sums)
+
+
+def _penalty(config, error):
+    if config.loss == "mse":
+        return error**2
+    # Twice Huber's function, so that small errors weigh as in mse.
+    size, delta = jnp.abs(error), config.huber_delta
+    return jnp.where(size < delta, error**2, delta * (2 * size - delta))
+
+
+def loss_and_gradient(network, config, loss_weights, weights, graph, labels):
+    """Loss of a batch and its gradient by the network's parameters.
+
+    With v the derivative of the loss by the edges' pull, the gradient of the forces' and stress'
+    share is that of the energy's derivative along v: one forward-mode derivative inside one
+    reverse pass, where the usual way takes a reverse pass of a reverse pass.
+
+    Returns:
+      gradient (as `weights.parameters`), and what `batch_loss` returns.
+    """
+    energies, pull = energies_and_pull(network, weights, graph)
+
+    def of_outputs(energies, pull):
+        forces, stress = forces_and_stress(graph, pull)
+        return batch_loss(config, loss_weights, graph, labels, energies, forces, stress)
+
+    loss, pullback, aux = jax.vjp(of_outputs, energies, pull, has_aux=True)
+    by_energies, by_pull = pullback(jnp.ones_like(loss))
+
+    def along(parameters):
+        def of_displacement(displacement):
+            moved = replace(graph, displacement=displacement)
+            return atom_energies(network, replace(weights, parameters=parameters), moved)
+
+        energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
+        return jnp.vdot(by_energies, energies) + derivative.sum()
+
+    return jax.grad(along)(weights.parameters), (loss, aux)

@@ -1,0 +1,72 @@
+"""The optimizer: clipping, Adam or AdamW, learning rate over the training, averaged weights."""
+
+import math
+from dataclasses import dataclass
+
+import optax
+
+NAMES = ("adam", "adamw")
+DECAYS = ("cosine", "linear", "none")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the parameters move. The learning rate follows the progress of the whole training."""
+
+    optimizer: str = "adam"  # adam or adamw
+    amsgrad: bool = True  # Reddi, Kale and Kumar 2018
+    learning_rate: float = 0.01  # at its highest
+    decay: str = "cosine"  # cosine, linear or none, over the whole training
+    final_learning_rate: float = 0.0  # at the end of the decay
+    warmup_steps: int = 100  # steps over which the rate rises linearly from zero
+    weight_decay: float = 1e-4  # of adamw
+    clip_norm: float = 10.0  # largest norm of the gradient; 0 switches clipping off
+    ema: float = 0.995  # horizon of the averaged weights, which are those saved; 0 for none
+
+    def __post_init__(self):
+        if self.optimizer not in NAMES:
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(NAMES)}")
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay is {self.decay!r}; choose one of {', '.join(DECAYS)}")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; it must be positive and at most 1"
+            )
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate is {self.final_learning_rate}; it must lie between 0 and "
+                f"learning_rate ({self.learning_rate})"
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be zero or positive")
+
+    def rate(self, step, progress):
+        """Learning rate at a step, when this fraction of the training is done."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = {
+            "cosine": (1 + math.cos(math.pi * min(progress, 1.0))) / 2,
+            "linear": 1 - min(progress, 1.0),
+            "none": 1.0,
+        }[self.decay]
+        span = self.learning_rate - self.final_learning_rate
+        return warm * (self.final_learning_rate + span * left)
+
+
+def build(config):
+    """The `optax` transformation of a config, for a learning rate of 1."""
+    scale = optax.scale_by_amsgrad if config.amsgrad else optax.scale_by_adam
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts.append(scale())
+    if config.optimizer == "adamw":
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(*parts)
+
+
+def apply(config, updates, parameters, average, learning_rate):
+    """Parameters moved against the updates, and their running average."""
+    updates = optax.tree.scale(-learning_rate, updates)
+    parameters = optax.apply_updates(parameters, updates)
+    return parameters, optax.incremental_update(parameters, average, 1 - config.ema)
