@@ -253,13 +253,8 @@ class Network(nn.Module):
         return mix_channels(invariant, self.weight(f"readout_{layer}", rows, 1))[:, 0]
 
 
-def initialize(network, seed):
-    """Random parameters as a plain pytree of float32 NumPy arrays; compiles nothing.
-
-    Args:
-      network: a `Network`.
-      seed: integer; the same seed gives the same parameters on every machine.
-    """
+def parameter_shapes(network):
+    """Shape of every parameter of a `Network` by name; traces the network, compiles nothing."""
     slot = jax.ShapeDtypeStruct((1, 1), np.int32)
     graph = Graph(
         species=jax.ShapeDtypeStruct((1,), np.int32),
@@ -270,11 +265,18 @@ def initialize(network, seed):
         volume=jax.ShapeDtypeStruct((1,), np.float32),
         n_atoms=jax.ShapeDtypeStruct((1,), np.int32),
     )
-    shapes = jax.eval_shape(network.init, jax.random.key(0), graph, 1.0)["params"]
+    tree = jax.eval_shape(network.init, jax.random.key(0), graph, 1.0)["params"]
+    return {name: leaf.shape for name, leaf in tree.items()}
+
+
+def initialize(network, seed):
+    """Random parameters of a `Network`, a plain pytree of float32 NumPy arrays.
+
+    The same seed gives the same parameters on every machine.
+    """
     rng = np.random.default_rng(seed)
     parameters = {}
-    for name in sorted(shapes):
-        shape = shapes[name].shape
+    for name, shape in sorted(parameter_shapes(network).items()):
         scale = 1 / shape[0] if name.startswith("product") else 1.0
         parameters[name] = (scale * rng.normal(size=shape)).astype(np.float32)
     return parameters

@@ -1,0 +1,193 @@
+"""The command line: `mlip train|evaluate|info|init|selftest|quickstart`, each a call or two."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+
+from mlip import config as settings
+
+
+def main(arguments=None):
+    """Run one command; returns the exit status, 2 for input that cannot be used."""
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(_unknown(unknown[0], known.parser))
+    try:
+        return known.run(known) or 0
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if known.debug:
+            raise
+        print(f"mlip {known.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        prog="mlip", description="Equivariant interatomic potentials in JAX", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (describe, run) in COMMANDS.items():
+        text = run.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        describe(command)
+        command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+        command.set_defaults(run=run, parser=command)
+    return parser
+
+
+def _unknown(argument, parser):
+    flag = argument.partition("=")[0]
+    flags = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(flag, flags, n=1)
+    if not flag.startswith("-"):
+        return f"unexpected argument {argument!r}; see mlip {parser.prog.split()[-1]} --help"
+    return f"unknown option {flag}; " + (f"did you mean {near[0]}?" if near else "see --help")
+
+
+def describe_train(parser):
+    from mlip.training.loop import TrainConfig
+
+    parser.add_argument("config", nargs="?", help="TOML file with settings; flags override it")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out where it stopped"
+    )
+    settings.add_flags(parser, TrainConfig)
+
+
+def train(arguments):
+    """Train a potential on DFT energies, forces and stresses."""
+    from mlip.report import Screen, write_run_report
+    from mlip.training.loop import Stop, TrainConfig, read_table
+    from mlip.training.loop import train as run_training
+
+    base = read_table(arguments.config, arguments.out if arguments.resume else None)
+    config = settings.from_flags(TrainConfig, arguments, base)
+    screen = Screen()
+    with screen:
+        try:
+            run_training(config, resume=arguments.resume, show=screen)
+        except Stop as stop:
+            return 128 + stop.number
+    write_run_report(config.out)
+    screen.line(f"the best potential is {Path(config.out) / 'model.safetensors'}")
+    return 0
+
+
+def describe_evaluate(parser):
+    from mlip.data.dataset import LabelKeys
+
+    parser.add_argument("model", help="model.safetensors of a run")
+    parser.add_argument("data", help="file or folder of frames with labels")
+    parser.add_argument("--json", help="write the errors to this file")
+    parser.add_argument("--plots", help="write parity plots to this folder")
+    parser.add_argument("--dtype", help="float32 or float64; as trained if not given")
+    settings.add_flags(parser, LabelKeys, "keys")
+
+
+def evaluate(arguments):
+    """Measure a potential's errors on labelled frames."""
+    from mlip.data.dataset import LabelKeys, read
+    from mlip.report import metrics_table, plot_parity, print_to_screen
+    from mlip.training.checkpoint import atomic_write, load_model
+    from mlip.training.evaluation import metrics, parity
+
+    potential = load_model(arguments.model, arguments.dtype)
+    structures = read(arguments.data, settings.from_flags(LabelKeys, arguments))
+    found = parity(structures, potential.predict(structures))
+    errors = metrics(found)
+    print_to_screen(metrics_table(errors, f"{arguments.model} on {arguments.data}"))
+    if arguments.json:
+        with atomic_write(arguments.json) as temporary:
+            temporary.write_text(json.dumps(errors, indent=1) + "\n")
+    if arguments.plots:
+        plot_parity(found, arguments.plots)
+
+
+def describe_info(parser):
+    parser.add_argument("model", help="model.safetensors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def info(arguments):
+    """Print what a model file holds."""
+    from mlip.report import card, print_to_screen
+    from mlip.training.checkpoint import load_model
+
+    table = card(load_model(arguments.model))
+    if arguments.json:
+        print(json.dumps(table, indent=1))
+    else:
+        print_to_screen(table)
+
+
+def describe_init(parser):
+    from mlip.model.network import NetworkConfig
+
+    parser.add_argument("--species", required=True, help="elements, such as H,C,O")
+    parser.add_argument("--out", default="model.safetensors", help="file to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the random parameters")
+    parser.add_argument("--dtype", default="float32", help="float32 or float64")
+    parser.add_argument(
+        "--average-neighbors", type=float, default=15.0, help="divisor of sums over neighbours"
+    )
+    settings.add_flags(parser, NetworkConfig, "network")
+
+
+def init(arguments):
+    """Write an untrained model, for tests and benchmarks."""
+    from mlip.model.network import NetworkConfig
+    from mlip.model.potential import untrained
+    from mlip.training.checkpoint import save_model
+
+    potential = untrained(
+        settings.from_flags(NetworkConfig, arguments),
+        arguments.species.split(","),
+        seed=arguments.seed,
+        average_neighbors=arguments.average_neighbors,
+        dtype=arguments.dtype,
+    )
+    save_model(dataclasses.replace(potential, training={"note": "untrained"}), arguments.out)
+    print(f"wrote {arguments.out}: untrained, {potential.n_parameters} parameters")
+
+
+def selftest(arguments):
+    """Compare compiled parts of the network with NumPy on this machine."""
+    from mlip.report import checks_table, print_to_screen
+    from mlip.selftest import require_correct_arithmetic, run
+
+    print_to_screen(checks_table(run()))
+    require_correct_arithmetic()
+    print("compiled arithmetic agrees with NumPy")
+
+
+def describe_quickstart(parser):
+    parser.add_argument("--out", default="mlip_quickstart", help="folder to write")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="training time; 3 minutes by default"
+    )
+
+
+def quickstart(arguments):
+    """Train, evaluate and simulate ethanol with the data inside the package."""
+    from mlip.quickstart import run_quickstart
+
+    run_quickstart(Path(arguments.out), arguments.minutes)
+
+
+COMMANDS = {
+    "train": (describe_train, train),
+    "evaluate": (describe_evaluate, evaluate),
+    "info": (describe_info, info),
+    "init": (describe_init, init),
+    "selftest": (lambda parser: None, selftest),
+    "quickstart": (describe_quickstart, quickstart),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What a user sees: progress, tables on the terminal, plots."""
+
+import json
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mlip.data.structure import symbol
+from mlip.units import MEV
+
+LINE_SECONDS = 15.0  # between two lines of progress that stay on the screen
+LABELS = {
+    "energy": ("Energy", "eV/atom", "meV/atom"),
+    "forces": ("Force component", "eV/Å", "meV/Å"),
+    "stress": ("Stress component", "eV/Å³", "meV/Å³"),
+}
+COLORS = {"energy": "#1b6ca8", "forces": "#c8553d", "stress": "#4f772d"}
+
+
+class Screen:
+    """Shows a training run: a bar with the errors, and a line of them now and then."""
+
+    def __init__(self):
+        self.console = Console(highlight=False)
+        self.last, self.shown, self.errors = 0.0, False, "first epoch"
+
+    def __enter__(self):
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[errors]}"),
+            console=self.console,
+        )
+        self.task = None
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def line(self, text):
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def update(self, progress, fraction, row):
+        if self.task is None:
+            self.task = self.bar.add_task("", total=1.0, epoch=1, errors=self.errors)
+            self.bar.start()
+        if row is not None:
+            self.errors = "valid " + ", ".join(
+                f"{row[key]:.2f} {unit}"
+                for key, unit in (
+                    ("valid_energy_rmse_mev_per_atom", "meV/atom"),
+                    ("valid_forces_rmse_mev_per_A", "meV/Å"),
+                    ("valid_stress_rmse_mev_per_A3", "meV/Å³"),
+                )
+                if row[key] is not None
+            )
+            if time.monotonic() - self.last > LINE_SECONDS or fraction >= 1:
+                self.last = time.monotonic()
+                best = ", best so far" if row["best"] else ""
+                self.line(
+                    f"epoch {row['epoch']:4d}  {row['seconds'] / 60:6.1f} min  {self.errors}{best}"
+                )
+        self.bar.update(
+            self.task, completed=fraction, epoch=progress.epoch + 1, errors=self.errors
+        )
+
+
+def print_to_screen(table):
+    """A rich table, or a dictionary as two columns."""
+    console = Console(highlight=False)
+    if isinstance(table, dict):
+        grid = Table.grid(padding=(0, 2))
+        for key, value in table.items():
+            grid.add_row(key, str(value))
+        table = grid
+    console.print(table)
+
+
+def metrics_table(errors, title):
+    """Errors overall, by group and by element as a rich table."""
+    table = Table(title=title)
+    table.add_column("frames")
+    columns = {
+        "energy\nmeV/atom": "energy_rmse_mev_per_atom",
+        "energy\nmeV/structure": "energy_rmse_mev",
+        "forces\nmeV/Å": "forces_rmse_mev_per_A",
+        "stress\nmeV/Å³": "stress_rmse_mev_per_A3",
+    }
+    for heading in columns:
+        table.add_column(f"{heading}\nRMSE (MAE)", justify="right")
+    rows = {"all": errors, **errors["groups"]}
+    rows |= {f"forces on {element}": values for element, values in errors["elements"].items()}
+    for name, values in rows.items():
+        cells = []
+        for key in columns.values():
+            rmse, mae = values.get(key), values.get(key.replace("rmse", "mae"))
+            cells.append("" if rmse is None else f"{rmse:.2f} ({mae:.2f})")
+        table.add_row(name or "no config_type", *cells)
+    return table
+
+
+def checks_table(checks):
+    table = Table(title="compiled arithmetic against NumPy")
+    for heading in ("part of the network", "edges", "largest deviation", "wrong rows"):
+        table.add_column(heading, justify="left" if heading.startswith("part") else "right")
+    for check in checks:
+        table.add_row(check.name, str(check.n_edges), f"{check.error:.1e}", str(check.wrong))
+    return table
+
+
+def card(potential):
+    """What a model is, as a flat dictionary for the terminal and JSON."""
+    names = [symbol(z) for z in potential.species]
+
+    def listed(values):
+        return ", ".join(f"{name} {value:.4f}" for name, value in zip(names, values))
+
+    config, training = potential.config, potential.training
+    hidden = " + ".join(
+        f"{config.channels}x{l}{'eo'[l % 2]}" for l in range(config.hidden_l + 1)
+    )
+    return {
+        "species": ", ".join(names),
+        "cutoff": f"{config.cutoff} Å, {config.layers} layers: atoms up to "
+        f"{config.cutoff * config.layers} Å apart influence each other",
+        "features": f"{hidden}, l_max {config.l_max}, correlation {config.correlation}",
+        "ZBL repulsion": "yes" if config.zbl else "no",
+        "parameters": potential.n_parameters,
+        "precision": potential.dtype,
+        "E0 (eV)": listed(potential.e0),
+        "shift (eV)": listed(potential.shift),
+        "scale (eV)": listed(potential.scale),
+        "neighbours an atom": round(float(potential.average_neighbors), 2),
+        **{f"training {key}": value for key, value in training.items()},
+    }
+
+
+def plot_parity(found, folder):
+    """One PNG for each property of a `parity`: predicted against reference, and the errors.
+
+    Returns:
+      the files written.
+    """
+    files = []
+    for name, values in found.items():
+        title, unit, small_unit = LABELS[name]
+        divisor = values.n_atoms if name == "energy" else 1.0
+        reference, predicted = values.reference / divisor, values.predicted / divisor
+        if name == "energy":
+            offset = reference.mean()
+            reference, predicted = reference - offset, predicted - offset
+            title = "Energy above the mean"
+        error = MEV * (predicted - reference)
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
+        left.plot(ends, ends, color="0.6", lw=1, zorder=0)
+        left.plot(reference, predicted, ".", ms=3, color=COLORS[name], alpha=0.6, rasterized=True)
+        left.set(xlabel=f"DFT ({unit})", ylabel=f"predicted ({unit})", title=title)
+        left.set_aspect("equal")
+        right.hist(error, bins=min(60, max(10, len(error) // 5)), color=COLORS[name])
+        rmse, mae = np.sqrt((error**2).mean()), np.abs(error).mean()
+        right.set(
+            xlabel=f"error ({small_unit})",
+            ylabel="count",
+            title=f"RMSE {rmse:.2f}, MAE {mae:.2f} {small_unit}",
+        )
+        files.append(_save(figure, Path(folder) / f"parity_{name}.png"))
+    return files
+
+
+def plot_learning_curve(rows, path):
+    """Training and validation errors of a run against wall time; a panel for each property."""
+    keys = {
+        "energy_rmse_mev_per_atom": "energy RMSE (meV/atom)",
+        "forces_rmse_mev_per_A": "forces RMSE (meV/Å)",
+        "stress_rmse_mev_per_A3": "stress RMSE (meV/Å³)",
+    }
+    keys = {k: v for k, v in keys.items() if rows and rows[-1][f"valid_{k}"] is not None}
+    figure = Figure(figsize=(4.2 * len(keys), 3.4), layout="constrained")
+    minutes = [row["seconds"] / 60 for row in rows]
+    for panel, (key, label) in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys.items()):
+        for part, color in (("train", "0.6"), ("valid", "#1b6ca8")):
+            values = [np.nan if (v := row[f"{part}_{key}"]) is None else v for row in rows]
+            panel.plot(minutes, values, ".-", ms=2, lw=1, color=color, label=part)
+        panel.set(xlabel="minutes", ylabel=label, yscale="log")
+        panel.grid(alpha=0.3, which="both")
+        panel.legend(frameon=False)
+    return _save(figure, Path(path))
+
+
+def write_run_report(folder):
+    """Learning curve of a finished run, beside its metrics."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    plot_learning_curve([json.loads(line) for line in lines], Path(folder) / "learning_curve.png")
+
+
+def _save(figure, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"font.size": 9}):
+        figure.savefig(path, dpi=150)
+    return path

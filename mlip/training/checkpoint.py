@@ -1,0 +1,176 @@
+"""What is kept on disk: models in one portable file, and the states that a run resumes from."""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+
+from mlip.data.structure import number_of, symbol
+from mlip.model.network import NetworkConfig, parameter_shapes
+from mlip.model.potential import Potential
+
+FORMAT = "mlip-jax model"
+FORMAT_VERSION = 1
+UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """A temporary path beside `path` that takes its place when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(potential, path):
+    """Write a potential to one safetensors file: weights, and JSON that says what they are."""
+    tensors = {
+        name: np.ascontiguousarray(value) for name, value in sorted(potential.parameters.items())
+    }
+    card = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": version("mlip-jax"),
+        "config": asdict(potential.config),
+        "species": [symbol(z) for z in potential.species],
+        "e0": potential.e0.tolist(),
+        "shift": potential.shift.tolist(),
+        "scale": potential.scale.tolist(),
+        "average_neighbors": float(potential.average_neighbors),
+        "dtype": potential.dtype,
+        "units": UNITS,
+        "training": potential.training,
+    }
+    text = json.dumps(card, sort_keys=True)
+    metadata = {"mlip": text, "sha256": _digest(text, tensors)}
+    with atomic_write(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+
+
+def _digest(text, tensors):
+    """sha256 of the card and of every tensor with its name, type and shape."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def load_model(path, dtype=None):
+    """Read a potential back, verified.
+
+    Args:
+      path: a file that `save_model` wrote.
+      dtype: "float32" or "float64"; by default the precision it was saved with.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is truncated or damaged, of another program, of a newer format, or its
+        tensors do not fit its configuration.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; give the model.safetensors of a run")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, struct.error, MemoryError, TypeError) as error:
+        raise ValueError(
+            f"{path} is truncated, damaged or no safetensors file ({error}); copy it again"
+        ) from None
+    try:
+        card = json.loads(metadata["mlip"])
+        foreign = card["format"] != FORMAT
+    except (KeyError, TypeError, ValueError):
+        foreign = True
+    if foreign:
+        raise ValueError(f"{path} is a safetensors file, but no model of mlip-jax")
+    if card["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {card['format_version']}, written by mlip-jax "
+            f"{card.get('package_version')}; this version reads up to {FORMAT_VERSION}. Update "
+            "mlip-jax"
+        )
+    if metadata.get("sha256") != _digest(metadata["mlip"], tensors):
+        raise ValueError(
+            f"{path} is damaged: its contents do not match their sha256; copy it again from where "
+            "it was made"
+        )
+    config = dict(card["config"])
+    config["radial_widths"] = tuple(config["radial_widths"])
+    potential = Potential(
+        config=NetworkConfig(**config),
+        species=tuple(number_of(s) for s in card["species"]),
+        parameters=tensors,
+        e0=np.array(card["e0"]),
+        shift=np.array(card["shift"]),
+        scale=np.array(card["scale"]),
+        average_neighbors=card["average_neighbors"],
+        dtype=dtype or card["dtype"],
+        training=card["training"],
+    )
+    _check_shapes(path, potential)
+    return potential
+
+
+def _check_shapes(path, potential):
+    expected = parameter_shapes(potential.network)
+    found = {name: np.shape(value) for name, value in potential.parameters.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{path}: the tensor {name} has shape {found.get(name)}, but its configuration asks "
+                f"for {expected.get(name)}; the file was put together wrongly"
+            )
+
+
+class RunStates:
+    """The latest states of a training run in a folder; a write that is cut short is ignored."""
+
+    def __init__(self, folder):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=True, enable_async_checkpointing=False
+        )
+        self.manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    def save(self, step, state, progress):
+        """Keep the arrays of a state and the JSON values that say where the run stands."""
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            ),
+            force=True,
+        )
+
+    def restore(self, like):
+        """The latest state, shaped `like` a fresh one, and its progress; None where there is none."""
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
+        )
+        restored = self.manager.restore(step, args=args)
+        return restored["state"], restored["progress"]
+
+    def close(self):
+        self.manager.close()
