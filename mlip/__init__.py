@@ -1,0 +1,65 @@
+"""Equivariant message-passing interatomic potentials in JAX.
+
+The package reads downwards; a module imports only from those above it.
+
+    units.py               numbers and conversions
+    config.py              TOML or flags → frozen dataclasses
+    data/                  host side, NumPy in float64
+        structure.py       Structure: one configuration with optional labels; ASE in and out
+        neighbors.py       all pairs within a cutoff, any cell
+        graph.py           Graph and Labels: tables of neighbours, padding, batches; conventions
+        dataset.py         read data sets, label keys, split, energies of single atoms
+    model/                 JAX, pure functions
+        so3.py             spherical harmonics, coupling coefficients, symmetric products
+        radial.py          smooth cutoff, Bessel basis, ZBL repulsion
+        network.py         NetworkConfig and the network: displacements → energy per atom
+        potential.py       Potential: energy, forces, stress by one derivative
+    selftest.py            compiled arithmetic against NumPy
+    training/
+        loss.py            weighted losses and their gradient
+        optimizer.py       OptimizerConfig → optax
+        checkpoint.py      model files and the states of a run
+        evaluation.py      errors by property, element, group
+        loop.py            TrainConfig and train()
+    simulation/
+        calculator.py      ASE calculator
+        dynamics.py        energy and forces for jax-md
+    report.py              tables, progress, plots
+    quickstart.py          the whole job on the data inside the package
+    cli.py                 the command line
+"""
+
+import importlib
+
+_HOMES = {
+    "Structure": "mlip.data.structure",
+    "from_ase": "mlip.data.structure",
+    "to_ase": "mlip.data.structure",
+    "LabelKeys": "mlip.data.dataset",
+    "read": "mlip.data.dataset",
+    "NetworkConfig": "mlip.model.network",
+    "Potential": "mlip.model.potential",
+    "Prediction": "mlip.model.potential",
+    "untrained": "mlip.model.potential",
+    "LossConfig": "mlip.training.loss",
+    "OptimizerConfig": "mlip.training.optimizer",
+    "TrainConfig": "mlip.training.loop",
+    "train": "mlip.training.loop",
+    "save": "mlip.training.checkpoint",
+    "load": "mlip.training.checkpoint",
+    "Calculator": "mlip.simulation.calculator",
+}
+_RENAMED = {"save": "save_model", "load": "load_model"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    """Import a public name from its home when it is first used, so that `import mlip` is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mlip' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), _RENAMED.get(name, name))
+
+
+def __dir__():
+    return sorted({*globals(), *_HOMES})

@@ -19,7 +19,6 @@ from mlip.model.so3 import spherical_harmonics
 EDGES = (16_640, 32_800, 40_000)
 WIDTH = 20  # neighbours an atom
 TOLERANCE = 1e-4  # relative to the largest value; float32 sums of some hundred terms reach 1e-5
-WRONG_VERSIONS = {"0.10.2"}
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,12 @@ def require_correct_arithmetic():
     """Refuse to go on where compiled arithmetic is wrong.
 
     Raises:
-      RuntimeError: a version of jax known to be wrong, or a check that fails; says the remedy.
+      RuntimeError: a check that fails, with the cause and the remedy.
     """
     remedy = (
         "install another version, for instance pip install 'jax!=0.10.2', or set the environment "
         "variable XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="
     )
-    if jax.__version__ in WRONG_VERSIONS and jax.default_backend() == "cpu":
-        raise RuntimeError(
-            f"jax {jax.__version__} computes wrong results on the CPU (jax-ml/jax issue 39103); "
-            + remedy
-        )
     failed = [check for check in run() if check.error > TOLERANCE]
     if failed:
         worst = max(failed, key=lambda check: check.error)

@@ -1,0 +1,98 @@
+"""ASE calculator of a potential."""
+
+import numpy as np
+from ase.calculators.calculator import Calculator as AseCalculator
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mlip.data.graph import Shape, build_table, pad
+from mlip.data.structure import from_ase
+from mlip.model.potential import Potential, round_up
+from mlip.training.checkpoint import load_model
+
+
+class Calculator(AseCalculator):
+    """Energies, forces and stress of any `ase.Atoms`, one after another.
+
+    `energy` and `free_energy` (eV), `energies` (eV), `forces` (eV/Å) and `stress` (eV/Å³, Voigt's
+    order and ASE's sign; only for cells with a volume). The compiled program is kept as long as the
+    atoms fit its padded size, and the neighbour table as long as no atom has moved half the skin
+    and cell, periodicity and elements are the same.
+
+    Args:
+      model: path of a model file, or a `Potential`.
+      dtype: "float32" or "float64"; the model's own by default.
+      skin: Å added to the cutoff of the neighbour table; 0 builds it anew at every step.
+
+    Raises:
+      FileNotFoundError, ValueError: no such model, a damaged one, or a negative skin.
+    """
+
+    implemented_properties = ("energy", "free_energy", "energies", "forces", "stress")
+
+    def __init__(self, model, dtype=None, skin=0.5, **kwargs):
+        super().__init__(**kwargs)
+        if not (np.isfinite(skin) and skin >= 0):
+            raise ValueError(f"skin is {skin} Å; it must be zero or positive (0.5 Å is usual)")
+        is_potential = isinstance(model, Potential)
+        self.potential = model.with_dtype(dtype) if is_potential else load_model(model, dtype)
+        self.skin = float(skin)
+        self.shape = Shape(1, 1, 2)
+        self.reference = None  # the structure for which the table was built
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill `self.results` for the atoms; see `ase.calculators.calculator.Calculator`.
+
+        Raises:
+          ValueError: an element the potential does not know, or atoms that coincide.
+          PropertyNotImplementedError: stress asked for without a periodic cell with a volume.
+          FloatingPointError: the potential gives a number that is not finite.
+        """
+        super().calculate(atoms, properties, system_changes)
+        structure = from_ase(self.atoms, name=f"the structure {self.atoms.symbols}")
+        if "stress" in properties and not np.isfinite(structure.volume):
+            raise PropertyNotImplementedError(
+                "there is no stress without a periodic cell of finite volume; set atoms.cell and "
+                "atoms.pbc"
+            )
+        kinds = self.potential.species_of(structure)
+        self._update_table(structure)
+        frame = (kinds, structure, self.table)
+        graph = pad([frame], self.shape, self.potential.config.cutoff, self.potential.dtype)
+        prediction = self.potential.split(self.potential.evaluate(graph), [frame])[0]
+        self.results = {
+            "energy": prediction.energy,
+            "free_energy": prediction.energy,
+            "energies": prediction.energies,
+            "forces": prediction.forces,
+        }
+        if prediction.stress is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)
+
+    def _update_table(self, structure):
+        if self._table_holds(structure):
+            return
+        self.table = build_table(structure, self.potential.config.cutoff + self.skin)
+        self.reference = structure
+        n_atoms, width = self.table.size()
+        if n_atoms > self.shape.n_atoms or width > self.shape.max_neighbors:
+            # Room for a tenth more neighbours, so that fluctuations compile nothing.
+            self.shape = Shape(
+                max(n_atoms, self.shape.n_atoms),
+                max(round_up(-(-11 * width // 10)), self.shape.max_neighbors),
+                2,
+            )
+
+    def _table_holds(self, structure):
+        """True while every pair within the cutoff is still in the table."""
+        old = self.reference
+        if (
+            self.skin == 0
+            or old is None
+            or not np.array_equal(old.numbers, structure.numbers)
+            or not np.array_equal(old.pbc, structure.pbc)
+            or not np.array_equal(old.cell, structure.cell)
+        ):
+            return False
+        moved = ((structure.positions - old.positions) ** 2).sum(axis=1).max()
+        return moved < (self.skin / 2) ** 2
