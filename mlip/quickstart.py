@@ -46,8 +46,7 @@ def run_quickstart(out, minutes):
     """
     screen = Screen()
     screen.line(
-        f"Training a small network on 400 DFT frames of ethanol for {minutes:g} minutes "
-        "(PBE/def2-SVP)."
+        f"Training a small network on DFT frames of ethanol (PBE/def2-SVP) for {minutes:g} minutes."
     )
     config = TrainConfig(
         train=str(data_file("ethanol_train.xyz")),
@@ -83,7 +82,8 @@ Next:
   mlip info {out}/model.safetensors
   mlip train --train your_frames.xyz --valid 0.1 --out run
   mlip evaluate run/model.safetensors your_test_frames.xyz --plots run/plots
-  python -c "import mlip; atoms.calc = mlip.Calculator('run/model.safetensors')"   # with ASE""")
+and in Python, with ASE:
+  atoms.calc = mlip.Calculator("run/model.safetensors")""")
 
 
 def run_nve(potential, path):

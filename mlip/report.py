@@ -94,6 +94,7 @@ def metrics_table(errors, title):
         "forces\nmeV/Å": "forces_rmse_mev_per_A",
         "stress\nmeV/Å³": "stress_rmse_mev_per_A3",
     }
+    columns = {h: key for h, key in columns.items() if errors[key] is not None}
     for heading in columns:
         table.add_column(f"{heading}\nRMSE (MAE)", justify="right")
     rows = {"all": errors, **errors["groups"]}

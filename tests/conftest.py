@@ -1,0 +1,98 @@
+"""Fixtures that tests share, so that every network compiles once."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Compiled programs are kept for the run, also for the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mlip-test-cache-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+from mlip.data.graph import Shape, build_table, pack, pad
+from mlip.data.structure import Structure
+from mlip.model.network import NetworkConfig
+from mlip.model.potential import untrained
+
+SPECIES = (1, 8, 14)
+CONFIGS = {
+    "default": NetworkConfig(channels=4, radial_widths=(8, 8)),
+    "vectors": NetworkConfig(
+        channels=4, hidden_l=1, l_max=2, radial_widths=(8, 8), zbl=True, cutoff=4.0
+    ),
+    "tensors": NetworkConfig(channels=3, hidden_l=2, correlation=2, radial_widths=(8,), cutoff=4.0),
+}
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of public DFT data beside the repository; tests that need it skip without it."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the public DFT data is not beside the repository (../shared/data)")
+    return folder
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def potential(request):
+    """Random potentials in float64, one for each kind of network."""
+    return untrained(CONFIGS[request.param], SPECIES, seed=1, average_neighbors=8, dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def small_potential():
+    """One random potential in float64 of the default kind."""
+    return untrained(CONFIGS["default"], SPECIES, seed=1, average_neighbors=8, dtype="float64")
+
+
+SHAPE = Shape(n_atoms=48, max_neighbors=48, n_structures=17)
+
+
+def predict(potential, structures):
+    """`potential.predict` in batches of one padded shape, so that all tests share a program."""
+    frames = [
+        (potential.species_of(s), s, build_table(s, potential.config.cutoff)) for s in structures
+    ]
+    predictions = []
+    sizes = [table.size() for _, _, table in frames]
+    for batch in pack(sizes, range(len(frames)), SHAPE.n_structures - 1, SHAPE.n_atoms, 1e9):
+        chosen = [frames[i] for i in batch]
+        graph = pad(chosen, SHAPE, potential.config.cutoff, potential.dtype)
+        predictions += potential.split(potential.evaluate(graph), chosen)
+    return predictions
+
+
+def make_structure(kind, seed=0):
+    """A molecule, slab, crystal, primitive cell smaller than the cutoff, or single atom."""
+    rng = np.random.default_rng([seed, len(kind)])
+    cell = np.array([[4.1, 0.2, 0.0], [-0.7, 4.6, 0.3], [0.9, 0.4, 5.0]])
+    pbc = {"molecule": (0, 0, 0), "slab": (1, 1, 0), "atom": (0, 0, 0)}.get(kind, (1, 1, 1))
+    if kind == "primitive":
+        cell = np.array([[0.0, 2.7, 2.8], [2.7, 0.0, 2.6], [2.6, 2.9, 0.0]])
+    if kind in ("molecule", "atom"):
+        cell = np.zeros((3, 3))
+    n_atoms = {"atom": 1, "primitive": 2}.get(kind, 6)
+    if kind == "atom":
+        positions = np.zeros((1, 3))
+    elif kind == "primitive":
+        positions = np.array([[0.0, 0.0, 0.0], [1.3, 1.4, 1.5]])
+    else:
+        box = cell if cell.any() else 3.5 * np.eye(3)
+        grid = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])[:n_atoms]
+        positions = (grid / 2 + rng.uniform(0, 0.15, (n_atoms, 3))) @ box
+    numbers = rng.choice(SPECIES, n_atoms)
+    return Structure(numbers, positions, cell, pbc, name=kind)
+
+
+@pytest.fixture(scope="session", params=["molecule", "slab", "crystal", "primitive"])
+def structure(request):
+    return make_structure(request.param)
+
+
+def random_rotation(rng):
+    """A proper rotation, uniformly distributed."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q *= np.sign(np.diag(r))
+    return q * np.sign(np.linalg.det(q))
