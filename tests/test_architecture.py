@@ -1,0 +1,100 @@
+"""The package reads in one direction, and each dependency has one door."""
+
+import ast
+import re
+from pathlib import Path
+
+import mlip
+
+ROOT = Path(mlip.__file__).parent
+DOORS = {
+    "flax": {"model/network.py"},
+    "optax": {"training/optimizer.py"},
+    "orbax": {"training/checkpoint.py"},
+    "safetensors": {"training/checkpoint.py"},
+    "jax_md": {"simulation/dynamics.py"},
+    "vesin": {"data/neighbors.py"},
+    "matplotlib": {"report.py"},
+    "rich": {"report.py"},
+    "ase": {
+        "data/structure.py",
+        "data/dataset.py",
+        "model/radial.py",
+        "simulation/calculator.py",
+        "simulation/dynamics.py",
+        "quickstart.py",
+    },
+}
+FORBIDDEN = ("pickle", "cloudpickle", "dill", "joblib")
+
+
+def reading_order():
+    """Files in the order of the map in the package's docstring."""
+    order, folder = [], ""
+    for line in mlip.__doc__.splitlines():
+        if found := re.match(r"^    (\w+)/", line):
+            folder = found[1] + "/"
+        elif found := re.match(r"^    (    )?(\w+\.py) ", line):
+            order.append((folder if found[1] else "") + found[2])
+    return order
+
+
+def imports(path):
+    """(module, names) of every import statement in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module, [alias.name for alias in node.names]
+
+
+def test_the_map_lists_every_file():
+    files = {str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if p.name != "__init__.py"}
+    assert files == set(reading_order())
+
+
+def test_a_module_imports_only_from_those_above_it():
+    order = reading_order()
+    for position, name in enumerate(order):
+        for module, names in imports(ROOT / name):
+            if module.split(".")[0] != "mlip":
+                continue
+            candidates = [module, *(f"{module}.{n}" for n in names)]
+            homes = [c.removeprefix("mlip.").replace(".", "/") + ".py" for c in candidates]
+            known = [home for home in homes if home in order]
+            assert known, f"{name} imports {module} through a package"
+            assert all(order.index(home) < position for home in known), f"{name} imports {module}"
+
+
+def test_each_dependency_has_its_door():
+    for path in ROOT.rglob("*.py"):
+        name = str(path.relative_to(ROOT))
+        for module, _ in imports(path):
+            package = module.split(".")[0]
+            assert package not in FORBIDDEN, f"{name} imports {package}"
+            assert name in DOORS.get(package, {name}), f"{name} imports {package}"
+
+
+def test_what_is_declared_is_imported_and_the_reverse():
+    import sys
+    import tomllib
+
+    table = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    names = {re.match(r"[\w-]+", d)[0] for d in table["project"]["dependencies"]}
+    names = {{"orbax-checkpoint": "orbax", "jax-md": "jax_md"}.get(n, n) for n in names}
+    used = {module.split(".")[0] for path in ROOT.rglob("*.py") for module, _ in imports(path)}
+    assert used - set(sys.stdlib_module_names) - {"mlip"} == names
+
+
+def test_importing_changes_nothing_global():
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        for pattern in ("jax.config.update", "os.environ[", "warnings.filterwarnings"):
+            assert pattern not in text, f"{path.name} has {pattern}"
+
+
+def test_public_names_have_homes():
+    for name in mlip.__all__:
+        assert getattr(mlip, name).__doc__, name

@@ -1,0 +1,99 @@
+"""Neighbours equal brute force for any cell, any periodicity, atoms anywhere."""
+
+import numpy as np
+import pytest
+from conftest import make_structure
+
+from mlip.data.graph import build_table
+from mlip.data.neighbors import complete_cell, neighbor_list
+from mlip.data.structure import Structure
+
+CUTOFF = 3.5
+
+
+def random_structure(seed):
+    """1 to 8 atoms, often outside their cell; skewed, left-handed, flat; any periodic axes."""
+    rng = np.random.default_rng(seed)
+    n_atoms = rng.integers(1, 9)
+    pbc = rng.random(3) < 0.6
+    while True:
+        cell = rng.normal(scale=3, size=(3, 3))
+        heights = abs(np.linalg.det(cell)) / np.linalg.norm(
+            np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1
+        )
+        if heights.min() > 0.8:
+            break
+    if rng.random() < 0.2:
+        cell[~pbc] = 0
+    return Structure(rng.integers(1, 9, n_atoms), rng.normal(scale=6, size=(n_atoms, 3)), cell, pbc)
+
+
+def brute_force(structure, cutoff):
+    """{(receiver, sender, shift)} over all images that could be near."""
+    cell = complete_cell(structure.cell, structure.pbc)
+    normals = np.linalg.inv(cell).T  # 1/height of the cell along each axis is its length
+    fractional = structure.positions @ np.linalg.inv(cell)
+    reach = cutoff * np.linalg.norm(normals, axis=1) + np.ptp(fractional, axis=0)
+    counts = np.where(structure.pbc, np.ceil(reach).astype(int) + 1, 0)
+    grids = np.meshgrid(*(np.arange(-n, n + 1) for n in counts), indexing="ij")
+    shifts = np.stack([g.ravel() for g in grids], axis=1)
+    vectors = structure.positions[None, :, None] + (shifts @ cell)[None, None]
+    distance = np.linalg.norm(vectors - structure.positions[:, None, None], axis=-1)
+    itself = np.eye(len(structure), dtype=bool)[..., None] & ~shifts.any(axis=1)
+    receivers, senders, images = np.nonzero((distance < cutoff) & ~itself)
+    return set(zip(receivers.tolist(), senders.tolist(), map(tuple, shifts[images].tolist())))
+
+
+@pytest.mark.parametrize("decade", range(25))
+def test_neighbors_equal_brute_force(decade):
+    for seed in range(10 * decade, 10 * decade + 10):
+        structure = random_structure(seed)
+        receivers, senders, shifts = neighbor_list(structure, CUTOFF)
+        found = list(zip(receivers.tolist(), senders.tolist(), map(tuple, shifts.tolist())))
+        assert len(found) == len(set(found)), seed
+        assert set(found) == brute_force(structure, CUTOFF), seed
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tables_hold_every_edge_once_and_know_its_opposite(seed):
+    structure = random_structure(seed)
+    table = build_table(structure, CUTOFF)
+    assert table.used.sum() == len(neighbor_list(structure, CUTOFF)[0])
+    vectors = table.displacement(structure.positions, structure.cell, CUTOFF).reshape(-1, 3)
+    used, opposite = table.used.ravel(), table.reverse.ravel()
+    np.testing.assert_allclose(vectors[opposite][used], -vectors[used], rtol=0, atol=1e-10)
+    receiver = np.arange(len(used)) // table.used.shape[1]
+    np.testing.assert_array_equal(receiver[opposite][used], table.neighbors.ravel()[used])
+    assert (vectors[~used] == [2 * CUTOFF, 0, 0]).all()
+
+
+def test_small_periodic_cells_have_all_their_images():
+    # Known coordination shells of diamond: 4 at √3/4 a, 12 at a/√2, 12 at √11/4 a.
+    a = 5.43
+    cell = a / 2 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    diamond = Structure([14, 14], [[0, 0, 0], [a / 4] * 3], cell, [True] * 3)
+    receivers, *_ = neighbor_list(diamond, 5.0)
+    np.testing.assert_array_equal(np.bincount(receivers), [28, 28])
+
+
+def test_atoms_without_neighbours_have_an_empty_list():
+    for structure in (
+        make_structure("atom"),
+        Structure([1], [[0, 0, 0]], 20 * np.eye(3), [True] * 3),
+        Structure([1, 1], [[0, 0, 0], [9, 0, 0]], np.zeros((3, 3)), [False] * 3),
+    ):
+        receivers, senders, shifts = neighbor_list(structure, CUTOFF)
+        assert len(receivers) == len(senders) == len(shifts) == 0
+        assert not build_table(structure, CUTOFF).used.any()
+
+
+def test_coincident_atoms_are_refused():
+    twice = Structure([1, 1], [[0, 0, 0], [0, 0, 1e-5]], np.zeros((3, 3)), [False] * 3, name="f#7")
+    with pytest.raises(ValueError, match=r"f#7: atoms 0 and 1 are .* Å apart; remove one"):
+        neighbor_list(twice, CUTOFF)
+
+
+def test_a_cutoff_with_too_many_pairs_is_refused_at_once():
+    dense = Structure([1] * 20, np.random.default_rng(0).random((20, 3)), np.eye(3), [True] * 3)
+    with pytest.raises(ValueError, match="would make about .* pairs"):
+        neighbor_list(dense, 60.0)
