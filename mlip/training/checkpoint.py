@@ -151,10 +151,10 @@ class RunStates:
         )
         self.manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
-    def save(self, step, state, progress):
+    def save(self, state, progress):
         """Keep the arrays of a state and the JSON values that say where the run stands."""
         self.manager.save(
-            step,
+            (self.manager.latest_step() or 0) + 1,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
             ),
@@ -163,13 +163,13 @@ class RunStates:
 
     def restore(self, like):
         """The latest state, shaped `like` a fresh one, and its progress; None where there is none."""
-        step = self.manager.latest_step()
-        if step is None:
+        latest = self.manager.latest_step()
+        if latest is None:
             return None
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
         )
-        restored = self.manager.restore(step, args=args)
+        restored = self.manager.restore(latest, args=args)
         return restored["state"], restored["progress"]
 
     def close(self):

@@ -422,14 +422,17 @@ class Run:
         while not self.finished():
             self.epoch(check)
         self.save()
-        self.export()
 
     def finished(self):
         waited = self.progress.epoch - self.progress.best_epoch
         if self.config.patience and self.progress.best_loss and waited >= self.config.patience:
             self.show.line(f"stopped early: no better validation error for {waited} epochs")
             return True
-        return self.fraction(batches=1) >= 1
+        epochs, minutes = self.config.max_epochs, self.config.max_minutes
+        return bool(
+            (epochs and self.progress.epoch >= epochs)
+            or (minutes and self.seconds() >= 60 * minutes)
+        )
 
     def epoch(self, check):
         """One pass over the data from where it stands, then a validation."""
@@ -528,7 +531,7 @@ class Run:
     def save(self):
         """Keep the state of this moment, and the best potential so far."""
         self.progress = replace(self.progress, seconds=self.seconds())
-        self.states.save(self.progress.step, self.state, self.progress.__dict__)
+        self.states.save(self.state, self.progress.__dict__)
         if self.progress.best_loss is not None:
             self.export()
         self.saved = time.monotonic()
