@@ -20,7 +20,8 @@ The package reads downwards; a module imports only from those above it.
         optimizer.py       OptimizerConfig → optax
         checkpoint.py      model files and the states of a run
         evaluation.py      errors by property, element, group
-        loop.py            TrainConfig and train()
+        setup.py           TrainConfig; data in batches, the untrained potential
+        loop.py            train(): steps, validation, states, resume
     simulation/
         calculator.py      ASE calculator
         dynamics.py        energy and forces for jax-md
@@ -43,7 +44,7 @@ _HOMES = {
     "untrained": "mlip.model.potential",
     "LossConfig": "mlip.training.loss",
     "OptimizerConfig": "mlip.training.optimizer",
-    "TrainConfig": "mlip.training.loop",
+    "TrainConfig": "mlip.training.setup",
     "train": "mlip.training.loop",
     "save": "mlip.training.checkpoint",
     "load": "mlip.training.checkpoint",

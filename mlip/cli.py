@@ -51,7 +51,7 @@ def _unknown(argument, parser):
 
 
 def describe_train(parser):
-    from mlip.training.loop import TrainConfig
+    from mlip.training.setup import TrainConfig
 
     parser.add_argument("config", nargs="?", help="TOML file with settings; flags override it")
     parser.add_argument(
@@ -63,8 +63,9 @@ def describe_train(parser):
 def train(arguments):
     """Train a potential on DFT energies, forces and stresses."""
     from mlip.report import Screen, write_run_report
-    from mlip.training.loop import Stop, TrainConfig, read_table
+    from mlip.training.loop import Stop
     from mlip.training.loop import train as run_training
+    from mlip.training.setup import TrainConfig, read_table
 
     base = read_table(arguments.config, arguments.out if arguments.resume else None)
     config = settings.from_flags(TrainConfig, arguments, base)

@@ -68,9 +68,7 @@ class Screen:
                 self.line(
                     f"epoch {row['epoch']:4d}  {row['seconds'] / 60:6.1f} min  {self.errors}{best}"
                 )
-        self.bar.update(
-            self.task, completed=fraction, epoch=progress.epoch + 1, errors=self.errors
-        )
+        self.bar.update(self.task, completed=fraction, epoch=progress.epoch + 1, errors=self.errors)
 
 
 def print_to_screen(table):
@@ -125,9 +123,7 @@ def card(potential):
         return ", ".join(f"{name} {value:.4f}" for name, value in zip(names, values))
 
     config, training = potential.config, potential.training
-    hidden = " + ".join(
-        f"{config.channels}x{l}{'eo'[l % 2]}" for l in range(config.hidden_l + 1)
-    )
+    hidden = " + ".join(f"{config.channels}x{l}{'eo'[l % 2]}" for l in range(config.hidden_l + 1))
     return {
         "species": ", ".join(names),
         "cutoff": f"{config.cutoff} Å, {config.layers} layers: atoms up to "

@@ -51,8 +51,8 @@ def require_correct_arithmetic():
         worst = max(failed, key=lambda check: check.error)
         raise RuntimeError(
             f"jax {jax.__version__} on {jax.default_backend()} computes {worst.name} wrongly: "
-            f"{worst.wrong} of {worst.n_edges} rows deviate from NumPy, by up to {worst.error:.1e}; "
-            + remedy
+            f"{worst.wrong} of {worst.n_edges} rows deviate from NumPy, by up to "
+            f"{worst.error:.1e}; " + remedy
         )
 
 
@@ -74,10 +74,14 @@ def _checks(n_edges):
         ((displacement @ matrix.T) ** 2).sum(axis=1),
     )
     radial = np.sin(np.pi * np.arange(1, 9) * distance[:, None] / 5) / distance[:, None]
-    radial *= np.sqrt(2 / 5) * np.where(
-        distance < 5, 1 - 21 * (distance / 5) ** 5 + 35 * (distance / 5) ** 6
-        - 15 * (distance / 5) ** 7, 0
-    )[:, None]
+    radial *= (
+        np.sqrt(2 / 5)
+        * np.where(
+            distance < 5,
+            1 - 21 * (distance / 5) ** 5 + 35 * (distance / 5) ** 6 - 15 * (distance / 5) ** 7,
+            0,
+        )[:, None]
+    )
     yield _compare(n_edges, "the radial basis", _radial, [displacement], radial)
     hidden = radial @ weight / np.sqrt(8)
     yield _compare(

@@ -149,7 +149,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "phrase"),
     [
-        ("positions", np.array([[0, 0, 0], [0, 0, np.nan]]), r"f#1: positions hold nan at \(1, 2\)"),
+        (
+            "positions",
+            np.array([[0, 0, 0], [0, 0, np.nan]]),
+            r"f#1: positions hold nan at \(1, 2\)",
+        ),
         ("forces", FORCES[:1], r"forces have shape \(1, 3\); expected \(2, 3\)"),
         ("energy", np.inf, "the energy is inf"),
         ("numbers", [1, 119], "atomic number 119 is no element"),

@@ -81,15 +81,13 @@ def test_energy_and_forces_are_continuous_as_an_atom_crosses_the_cutoff(potentia
 def test_the_force_at_and_beyond_the_cutoff_is_exactly_zero(potential):
     cutoff = potential.config.cutoff
     for distance in (cutoff, cutoff + 1e-9, 1.5 * cutoff):
-        pair = Structure(
-            [8, 8], [[0, 0, 0], [0, 0, distance]], np.zeros((3, 3)), [False] * 3
-        )
+        pair = Structure([8, 8], [[0, 0, 0], [0, 0, distance]], np.zeros((3, 3)), [False] * 3)
         np.testing.assert_array_equal(predict(potential, [pair])[0].forces, 0)
 
 
 def test_a_skin_around_the_cutoff_changes_nothing(small_potential):
-    from mlip.simulation.calculator import Calculator
     from mlip.data.structure import to_ase
+    from mlip.simulation.calculator import Calculator
 
     structure = make_structure("crystal")
     exact = predict(small_potential, [structure])[0]

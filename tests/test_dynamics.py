@@ -42,8 +42,7 @@ def test_a_thin_skin_gives_the_same_trajectory(small_potential):
     structure = make_structure("crystal")
     velocities = thermal(structure).get_velocities() * units.fs
     thick, thin = (
-        run_nve(small_potential, structure, velocities, TIMESTEP, 100, skin)
-        for skin in (0.5, 0.02)
+        run_nve(small_potential, structure, velocities, TIMESTEP, 100, skin) for skin in (0.5, 0.02)
     )
     moved = np.linalg.norm(thick.positions[-1] - thick.positions[0], axis=1).max()
     assert moved > 0.02, "the test needs tables to be renewed"
@@ -57,7 +56,7 @@ def test_the_energy_error_falls_with_the_square_of_the_time_step(small_potential
     for divisor in (1, 2):
         run = run_nve(small_potential, structure, velocities, 0.5 / divisor, 200 * divisor)
         total = run.potential_energy + run.kinetic_energy
-        deviations.append(np.abs(total[:: divisor] - total[0]).max())
+        deviations.append(np.abs(total[::divisor] - total[0]).max())
     assert 3.0 < deviations[0] / deviations[1] < 5.0
 
 

@@ -128,8 +128,12 @@ def converted(model, config):
         if last and layer > 0:
             width = config.readout_width
             gain = model.readouts[layer].non_linearity.acts[0].cst / SILU_GAIN
-            parameters[f"readout_{layer}_hidden"] = state[name + "linear_1.weight"].reshape(-1, width)
-            parameters[f"readout_{layer}"] = state[name + "linear_2.weight"].reshape(width, 1) * gain
+            parameters[f"readout_{layer}_hidden"] = state[name + "linear_1.weight"].reshape(
+                -1, width
+            )
+            parameters[f"readout_{layer}"] = (
+                state[name + "linear_2.weight"].reshape(width, 1) * gain
+            )
         else:
             parameters[f"readout_{layer}"] = state[name + "linear.weight"].reshape(channels, 1)
     return parameters

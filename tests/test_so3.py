@@ -64,9 +64,7 @@ def test_coupling_tensors_are_invariant_and_of_norm_one():
         if not abs(l1 - l2) <= l3 <= l1 + l2:
             assert not tensor.any()
             continue
-        turned = np.einsum(
-            "abc,ia,jb,kc->ijk", tensor, matrices[l1], matrices[l2], matrices[l3]
-        )
+        turned = np.einsum("abc,ia,jb,kc->ijk", tensor, matrices[l1], matrices[l2], matrices[l3])
         np.testing.assert_allclose(turned, tensor, rtol=0, atol=1e-12)
         np.testing.assert_allclose(np.linalg.norm(tensor), 1, rtol=1e-13)
 

@@ -17,8 +17,9 @@ def transformed(structure, matrix):
     )
 
 
-def assert_equal(one, other, dtype="float64", matrix=np.eye(3), rows=slice(None)):
+def assert_equal(one, other, dtype="float64", matrix=None, rows=slice(None)):
     """`other` is `one` seen in coordinates turned by `matrix`, with its atoms reordered."""
+    matrix = np.eye(3) if matrix is None else matrix
     size = max(1.0, np.abs(one.forces).max()) if dtype == "float32" else 1.0
     tolerance = {**TOLERANCE[dtype], "atol": TOLERANCE[dtype]["atol"] * size}
     np.testing.assert_allclose(other.energy, one.energy, **tolerance)

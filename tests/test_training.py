@@ -1,4 +1,4 @@
-"""Training: the right gradient, learning that works, resuming bit for bit, stopping with a reason."""
+"""Training: the right gradient, learning, resuming bit for bit, stopping with a reason."""
 
 import json
 import os
@@ -24,9 +24,10 @@ from mlip.model.network import NetworkConfig
 from mlip.model.potential import energies_and_pull, forces_and_stress, untrained
 from mlip.quickstart import data_file
 from mlip.training.checkpoint import RunStates
-from mlip.training.loop import TrainConfig, train
+from mlip.training.loop import train
 from mlip.training.loss import LossConfig, batch_loss, loss_and_gradient
 from mlip.training.optimizer import OptimizerConfig
+from mlip.training.setup import TrainConfig
 
 TINY = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=3.0)
 

@@ -109,9 +109,7 @@ def _candidates(atoms):
     found = {}
     for kind, pattern in PATTERNS.items():
         named = {k: v for k, v in sources[kind].items() if pattern.fullmatch(k) and v is not None}
-        found[kind] = {
-            k: v for k, v in named.items() if not (SECOND_CHOICE.get(k) in named)
-        }
+        found[kind] = {k: v for k, v in named.items() if SECOND_CHOICE.get(k) not in named}
         for key in named:
             twice = atoms.info.get(key) if kind != "forces" else atoms.arrays.get(key)
             if key in results and twice is not None and not np.allclose(results[key], twice):

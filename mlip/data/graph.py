@@ -19,7 +19,6 @@ import numpy as np
 from mlip.data.neighbors import neighbor_list
 
 
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Graph:

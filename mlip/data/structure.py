@@ -61,7 +61,8 @@ class Structure:
             raise ValueError(f"{self.name}: there are no atoms; remove the frame")
         if len(self.numbers) != len(self.positions):
             raise ValueError(
-                f"{self.name}: {len(self.numbers)} atomic numbers but {len(self.positions)} positions"
+                f"{self.name}: {len(self.numbers)} atomic numbers but "
+                f"{len(self.positions)} positions"
             )
         wrong = self.numbers[(self.numbers < 1) | (self.numbers >= len(chemical_symbols))]
         if len(wrong):
@@ -112,9 +113,7 @@ def from_ase(atoms, name="structure", **labels):
 
 def to_ase(structure):
     """`ase.Atoms` of a structure, without its labels."""
-    return ase.Atoms(
-        structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
-    )
+    return ase.Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
 
 
 def symbol(number):

@@ -9,6 +9,7 @@ Features of degree l are kept as [2l + 1, n_atoms, channels], so that mixing the
 matrix product and the product basis works on contiguous rows.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -107,7 +108,9 @@ def symmetric_product(components, weights, l_max, l_out):
         for monomial in map(tuple, monomials.tolist()):
             for n in range(2, order + 1):
                 if monomial[:n] not in products:
-                    products[monomial[:n]] = products[monomial[: n - 1]] * components[monomial[n - 1]]
+                    products[monomial[:n]] = (
+                        products[monomial[: n - 1]] * components[monomial[n - 1]]
+                    )
         for k, row in enumerate(rows):
             for m in range(2 * l_out + 1):
                 used = np.flatnonzero(np.abs(coefficients[k, m]) > 1e-12)
@@ -210,7 +213,7 @@ class Network(nn.Module):
         """Perceptron without biases: zero at the cutoff, where its input is zero."""
         hidden = radial.reshape(-1, radial.shape[-1])
         widths = (radial.shape[-1], *self.config.radial_widths, width)
-        for step, (rows, columns) in enumerate(zip(widths[:-1], widths[1:])):
+        for step, (rows, columns) in enumerate(itertools.pairwise(widths)):
             hidden = mix_channels(hidden, self.weight(f"radial_{layer}_{step}", rows, columns))
             if step < len(widths) - 2:
                 hidden = SILU_GAIN * jax.nn.silu(hidden)

@@ -114,9 +114,7 @@ class Potential:
                 raise ValueError(f"{name} is {values}; give {len(self.species)} finite energies")
             object.__setattr__(self, name, values)
         if not (np.isfinite(self.average_neighbors) and self.average_neighbors > 0):
-            raise ValueError(
-                f"average_neighbors is {self.average_neighbors}; it must be positive"
-            )
+            raise ValueError(f"average_neighbors is {self.average_neighbors}; it must be positive")
 
     @functools.cached_property
     def network(self):

@@ -91,7 +91,7 @@ def load_model(path, dtype=None):
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (safetensors.SafetensorError, OSError, struct.error, MemoryError, TypeError) as error:
         raise ValueError(
             f"{path} is truncated, damaged or no safetensors file ({error}); copy it again"
@@ -137,8 +137,8 @@ def _check_shapes(path, potential):
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise ValueError(
-                f"{path}: the tensor {name} has shape {found.get(name)}, but its configuration asks "
-                f"for {expected.get(name)}; the file was put together wrongly"
+                f"{path}: the tensor {name} has shape {found.get(name)}, but its configuration "
+                f"asks for {expected.get(name)}; the file was put together wrongly"
             )
 
 
@@ -162,7 +162,7 @@ class RunStates:
         )
 
     def restore(self, like):
-        """The latest state, shaped `like` a fresh one, and its progress; None where there is none."""
+        """The latest state, shaped `like` a fresh one, and its progress, or None."""
         latest = self.manager.latest_step()
         if latest is None:
             return None

@@ -72,9 +72,7 @@ def metrics(found):
             chosen = forces.element == element
             out["elements"][element] = _pair("forces", "_mev_per_A", forces.errors(chosen))
     groups = sorted({group for values in found.values() for group in values.group})
-    out["groups"] = {
-        group: _errors(found, group) for group in groups if len(groups) > 1 or group
-    }
+    out["groups"] = {group: _errors(found, group) for group in groups if len(groups) > 1 or group}
     return out
 
 

@@ -1,0 +1,220 @@
+"""What a training run starts from: its settings, its data in batches, the untrained potential."""
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlip import config as settings
+from mlip.data.dataset import LabelKeys, atomic_energies, is_isolated, read, split
+from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
+from mlip.data.structure import symbol
+from mlip.model.network import Network, NetworkConfig, initialize
+from mlip.model.potential import DTYPES, Potential
+from mlip.training.loss import LossConfig
+from mlip.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Only the data must be given; the rest has defaults that work."""
+
+    train: str  # file or folder with frames to train on
+    valid: str = "0.1"  # fraction of them, or a file, to select the best weights by
+    out: str = "run"  # folder of the run
+    e0: str = "auto"  # isolated atoms: auto, fit, zero, a file, or a table "H=-13.6, O=-2043.2"
+    seed: int = 0  # of the split, the first parameters and the order of the data
+    batch_size: int = 2  # frames a step
+    max_atoms: int | None = None  # atoms a step; chosen from the data if not given
+    max_epochs: int | None = None  # passes over the data; 200 if no limit is given
+    max_minutes: float | None = None  # wall-clock time of the run
+    patience: int | None = None  # stop after this many epochs without a better validation error
+    dtype: str = "float32"  # float32 or float64
+    checkpoint_seconds: float = 60.0  # time between saved states
+    keys: LabelKeys = field(default_factory=LabelKeys)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        for name in ("batch_size", "max_atoms", "max_epochs", "max_minutes", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; it must be positive")
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            raise ValueError(
+                f"checkpoint_seconds is {self.checkpoint_seconds}; it must be zero or positive"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be zero or positive")
+        if self.max_epochs is None and self.max_minutes is None:
+            object.__setattr__(self, "max_epochs", 200)
+
+
+def read_table(path=None, resumed=None):
+    """Settings of a TOML file, or those that a run to resume was started with, or none."""
+    if resumed is not None and path is None:
+        path = Path(resumed) / "config.toml"
+        if not path.exists():
+            raise FileNotFoundError(f"{resumed} holds no run to resume; start one without --resume")
+    return settings.to_table(settings.from_toml(TrainConfig, path)) if path else {}
+
+
+def check_folder(out, config, resume):
+    """Refuse a folder that holds another run, or none where one is to be resumed.
+
+    Raises:
+      FileExistsError, FileNotFoundError: there is a run already, or none.
+      ValueError: the run to resume was started with other settings; the message says which.
+    """
+    exists = (out / "config.toml").exists()
+    if exists and not resume:
+        raise FileExistsError(
+            f"{out} holds a run already; go on with it by --resume, or give another --out"
+        )
+    if resume and not exists:
+        raise FileNotFoundError(f"{out} holds no run to resume; start one without --resume")
+    if not resume:
+        return
+    before = settings.to_table(settings.from_toml(TrainConfig, out / "config.toml"))
+    now = settings.to_table(config)
+    for name, (section, _) in settings.leaves(TrainConfig).items():
+        old = (before.get(section, {}) if section else before).get(name)
+        new = (now.get(section, {}) if section else now).get(name)
+        # The budget may grow, and paths may be written differently.
+        free = {"out", "max_minutes", "max_epochs", "patience", "checkpoint_seconds"}
+        if old != new and name not in free:
+            raise ValueError(
+                f"cannot resume {out} with {name} = {new!r}: the run was started with {old!r}; "
+                "leave the setting away, or start a new run in another folder"
+            )
+
+
+def prepare(config):
+    """Read the data of a run and make the untrained potential from it.
+
+    Returns:
+      potential, training structures, validation structures, list of lines to report.
+
+    Raises:
+      ValueError, FileNotFoundError: the data cannot be used; the message says why.
+    """
+    structures = read(config.train, config.keys)
+    isolated = [s for s in structures if is_isolated(s, config.network.cutoff)]
+    singles = {id(s) for s in isolated}
+    train = [s for s in structures if id(s) not in singles]
+    if not train:
+        raise ValueError(f"{config.train} holds nothing but isolated atoms; add frames to train on")
+    fraction = _fraction(config.valid)
+    if fraction is None:
+        valid = [
+            s for s in read(config.valid, config.keys) if not is_isolated(s, config.network.cutoff)
+        ]
+    else:
+        train, valid = split(train, fraction, config.seed)
+    e0 = atomic_energies(config.e0, train, isolated)
+    potential, lines = _untrained(config, train, e0)
+    for structure in valid:
+        potential.species_of(structure)
+    lines = [
+        f"{len(train)} frames to train on, {len(valid)} to validate, "
+        f"elements {', '.join(symbol(z) for z in potential.species)}",
+        *lines,
+    ]
+    training = {
+        "train": _file_card(config.train),
+        "valid": config.valid if fraction is not None else _file_card(config.valid),
+        "n_train": len(train),
+        "n_valid": len(valid),
+        "e0_source": e0.source,
+        "e0_note": e0.note,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "package_version": version("mlip-jax"),
+        "jax_version": jax.__version__,
+    }
+    return replace(potential, training=training), train, valid, lines
+
+
+def _fraction(text):
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _file_card(path):
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return {"name": path.name, "sha256": digest.hexdigest()}
+
+
+def _untrained(config, train, e0):
+    """The potential before training: scales from the data, random parameters."""
+    species = tuple(sorted(e0.values))
+    baseline = [sum(e0.values[int(z)] for z in s.numbers) for s in train]
+    above = [(s.energy - b) / len(s) for s, b in zip(train, baseline) if s.energy is not None]
+    shift = float(np.mean(above)) if above else 0.0
+    forces = [s.forces for s in train if s.forces is not None]
+    scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else np.std(above)
+    edges = sum(build_table(s, config.network.cutoff).used.sum() for s in train)
+    neighbors = edges / sum(len(s) for s in train)
+    potential = Potential(
+        config=config.network,
+        species=species,
+        parameters=initialize(Network(config.network, len(species)), config.seed),
+        e0=np.array([e0.values[z] for z in species]),
+        shift=np.full(len(species), shift),
+        scale=np.full(len(species), scale if scale > 1e-8 else 1.0),
+        average_neighbors=max(float(neighbors), 1e-3),
+        dtype=config.dtype,
+    )
+    table = ", ".join(f"{symbol(z)} {e0.values[z]:.4f}" for z in species)
+    lines = [f"E0 from {e0.source}: {table} eV"]
+    lines += [f"note: {e0.note}"] if e0.note else []
+    lines.append(
+        f"{potential.n_parameters} parameters, {neighbors:.1f} neighbours an atom within "
+        f"{config.network.cutoff} Å"
+    )
+    return potential, lines
+
+
+class Frames:
+    """Structures of a data set with their neighbour tables, ready to be padded into batches."""
+
+    def __init__(self, structures, potential, config):
+        self.structures, self.potential = structures, potential
+        self.cutoff, self.dtype = config.network.cutoff, config.dtype
+        self.kinds = [potential.species_of(s) for s in structures]
+        self.tables = [build_table(s, self.cutoff) for s in structures]
+        self.baselines = [potential.baseline(s) for s in structures]
+        self.sizes = [table.size() for table in self.tables]
+        self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
+
+    def batches(self, order):
+        """Lists of indices into the structures."""
+        return self.ladder.pack(self.sizes, order)
+
+    def batch(self, indices):
+        """`Graph` and `Labels` of one batch."""
+        atoms, widths = zip(*(self.sizes[i] for i in indices))
+        shape = self.ladder.shape(sum(atoms), max(widths))
+        frames = [(self.kinds[i], self.structures[i], self.tables[i]) for i in indices]
+        labels = pad_labels(
+            [self.structures[i] for i in indices],
+            [self.baselines[i] for i in indices],
+            shape,
+            self.dtype,
+        )
+        return pad(frames, shape, self.cutoff, self.dtype), labels
