@@ -35,8 +35,8 @@ def accuracy():
         notes.append(f"`{row['command']}`")
     lines += [
         "",
-        f"Measured on {row['date']}, {row['processor']}, jax {row['versions']['jax']}, float32, "
-        f"all settings at their defaults ({row['parameters']} parameters for silicon). Reproduce with "
+        f"Measured on {row['date']}, {row['processor']}, jax {row['versions']['jax']}, "
+        f"float32, all settings at their defaults ({row['parameters']} parameters for silicon). Reproduce with "
         + ", ".join(notes)
         + ".",
     ]

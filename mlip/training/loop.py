@@ -216,7 +216,8 @@ class Run:
         return min(done, 1.0)
 
     def to_the_end(self, check):
-        while not self.finished():
+        # However short the time, there is a step and a validation, so that there is a model.
+        while self.progress.best_loss is None or not self.finished():
             self.epoch(check)
         self.save()
 
@@ -238,12 +239,12 @@ class Run:
         )
         batches = self.frames.batches(order)
         for indices in batches[self.progress.batch :]:
-            if self.config.max_minutes and self.fraction(len(batches)) >= 1:
-                break
             self.step(indices, len(batches))
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 self.save()
             check()
+            if self.config.max_minutes and self.fraction(len(batches)) >= 1:
+                break
         self.validate(self.fraction(len(batches)))
 
     def step(self, indices, n_batches):
