@@ -35,10 +35,8 @@ def accuracy():
         notes.append(f"`{row['command']}`")
     lines += [
         "",
-        f"Measured on {row['date']}, {row['processor']}, jax {row['versions']['jax']}, "
-        f"float32, all settings at their defaults ({row['parameters']} parameters for silicon). Reproduce with "
-        + ", ".join(notes)
-        + ".",
+        f"Measured on {row['date']}, {row['processor']}, jax {row['versions']['jax']}, float32, "
+        "all settings at their defaults. Reproduce with " + ", ".join(notes) + ".",
     ]
     return "\n".join(lines)
 

@@ -199,3 +199,25 @@ def test_energy_forces_and_stress_equal_those_of_mace_torch(options):
                 np.testing.assert_allclose(mine.stress, stress, rtol=0, atol=1e-9, err_msg=name)
     finally:
         torch.set_default_dtype(default)
+
+
+def test_the_zbl_repulsion_equals_that_of_mace_torch():
+    import jax
+    from mace.modules.radial import ZBLBasis
+
+    from mlip.model.radial import zbl_energy
+
+    numbers, others = np.array([1, 8, 14, 79]), np.array([1, 6, 14, 8])
+    for distance in (0.05, 0.4, 1.0, 2.0):
+        attributes = torch.eye(8, dtype=torch.float64)
+        edges = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+        theirs = ZBLBasis(p=6).to(torch.float64)(
+            torch.full((4, 1), distance, dtype=torch.float64),
+            attributes,
+            edges,
+            torch.tensor([*numbers, *others]),
+        )
+        with jax.enable_x64(True):
+            mine = zbl_energy(jax.numpy.full(4, distance, "float64"), numbers, others)
+        # They count each pair once from either side, with constants rounded to float32.
+        np.testing.assert_allclose(np.asarray(mine) / 2, theirs[4:], rtol=1e-6, atol=1e-9)

@@ -20,7 +20,7 @@ class LossConfig:
 
     energy_weight: float = 1.0  # per (eV/atom)²
     forces_weight: float = 100.0  # per (eV/Å)²
-    stress_weight: float = 100.0  # per (eV/Å³)²
+    stress_weight: float = 1e4  # per (eV/Å³)²; 0.1 eV/Å³ is 16 GPa
     loss: str = "mse"  # mse or huber
     huber_delta: float = 0.01  # error where Huber's loss turns linear, in the units above
     stage_two: float = 0.75  # fraction of the training after which the second stage begins
