@@ -231,6 +231,14 @@ def test_a_resume_with_other_settings_is_refused(tmp_path):
         train(replace(config, out=str(tmp_path / "other")), resume=True)
 
 
+def test_a_resume_with_other_data_is_refused(tmp_path):
+    config = config_for(tmp_path, max_epochs=1)
+    train(config)
+    ase.io.write(config.train, ase.io.read(config.train, ":")[::-1])
+    with pytest.raises(ValueError, match=r"train.xyz is not what it was when the run started"):
+        train(replace(config, max_epochs=2), resume=True)
+
+
 def test_training_stops_early_and_within_its_minutes(tmp_path):
     frozen = OptimizerConfig(learning_rate=1e-12, ema=0.0)
     config = config_for(tmp_path, max_epochs=50, patience=3, optimizer=frozen)

@@ -20,7 +20,7 @@ from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, atomic_write, load_model, save_model
 from mlip.training.loss import batch_loss, loss_and_gradient
-from mlip.training.setup import Frames, check_folder, prepare
+from mlip.training.setup import check_folder, prepare
 from mlip.units import MEV
 
 
@@ -47,6 +47,7 @@ class Progress:
     best_loss: float | None = None
     best_epoch: int = 0
     rows: int = 0  # lines of metrics.jsonl that belong to this state
+    data: str = ""  # sha256 of the training data
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -122,8 +123,8 @@ def train(config, resume=False, show=None):
       config: a `TrainConfig`.
       resume: go on from the latest state in `config.out`, bit for bit as if never stopped (with a
         limit in epochs; one in minutes goes on with the time that is left).
-      show: an object with `line(text)`, `begin(config)` and `update(progress, fraction, row)` that
-        shows what happens.
+      show: an object with `line(text)` and `update(progress, fraction, row)` that shows what
+        happens.
 
     Returns:
       the best `Potential`.
@@ -138,14 +139,14 @@ def train(config, resume=False, show=None):
     out = Path(config.out)
     check_folder(out, config, resume)
     require_correct_arithmetic()
-    potential, train_set, valid_set, lines = prepare(config)
+    potential, frames, valid_frames, lines = prepare(config)
     for text in lines:
         show.line(text)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "config.toml") as temporary:
         temporary.write_text(settings.to_toml(config), encoding="utf-8")
     with potential.precision(), contextlib.closing(RunStates(out / "states")) as states:
-        run = Run(config, potential, train_set, valid_set, states, show, start)
+        run = Run(config, potential, frames, valid_frames, states, show, start)
         if resume:
             run.restore()
         with _signals() as check:
@@ -171,17 +172,17 @@ class Silent:
 class Run:
     """The loop around the steps: it orders the data, validates, saves and stops."""
 
-    def __init__(self, config, potential, train_set, valid_set, states, show, start):
+    def __init__(self, config, potential, frames, valid_frames, states, show, start):
         self.config, self.potential, self.states, self.show = config, potential, states, show
         self.out, self.start, self.before = Path(config.out), start, 0.0
-        self.frames = Frames(train_set, potential, config)
-        valid = Frames(valid_set, potential, config)
-        self.valid = [valid.batch(b) for b in valid.batches(range(len(valid_set)))]
+        self.frames = frames
+        every = range(len(valid_frames.structures))
+        self.valid = [valid_frames.batch(b) for b in valid_frames.batches(every)]
         parameters = jax.tree.map(jnp.asarray, potential.weights.parameters)
         copies = [jax.tree.map(jnp.copy, parameters) for _ in range(3)]
         moments = optimizer.build(config.optimizer).init(parameters)
         self.state = TrainState(copies[0], moments, copies[1], copies[2])
-        self.progress = Progress()
+        self.progress = Progress(data=potential.training["train"]["sha256"])
         self.saved = time.monotonic()
 
     def restore(self):
@@ -190,6 +191,11 @@ class Run:
             self.show.line("no state was saved yet; starting from the beginning")
             return
         self.state, progress = restored
+        if progress["data"] != self.progress.data:
+            raise ValueError(
+                f"cannot resume {self.out}: {self.config.train} is not what it was when the run "
+                "started (its sha256 differs); put the old data back, or start a new run"
+            )
         self.progress = Progress(**progress)
         self.before = self.progress.seconds
         path = self.out / "metrics.jsonl"

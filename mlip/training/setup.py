@@ -100,7 +100,7 @@ def prepare(config):
     """Read the data of a run and make the untrained potential from it.
 
     Returns:
-      potential, training structures, validation structures, list of lines to report.
+      potential, `Frames` to train on, `Frames` to validate on, list of lines to report.
 
     Raises:
       ValueError, FileNotFoundError: the data cannot be used; the message says why.
@@ -119,9 +119,8 @@ def prepare(config):
     else:
         train, valid = split(train, fraction, config.seed)
     e0 = atomic_energies(config.e0, train, isolated)
-    potential, lines = _untrained(config, train, e0)
-    for structure in valid:
-        potential.species_of(structure)
+    tables = [build_table(s, config.network.cutoff) for s in train]
+    potential, lines = _untrained(config, train, tables, e0)
     lines = [
         f"{len(train)} frames to train on, {len(valid)} to validate, "
         f"elements {', '.join(symbol(z) for z in potential.species)}",
@@ -139,7 +138,10 @@ def prepare(config):
         "package_version": version("mlip-jax"),
         "jax_version": jax.__version__,
     }
-    return replace(potential, training=training), train, valid, lines
+    potential = replace(potential, training=training)
+    valid_tables = [build_table(s, config.network.cutoff) for s in valid]
+    frames = Frames(train, tables, potential, config)
+    return potential, frames, Frames(valid, valid_tables, potential, config), lines
 
 
 def _fraction(text):
@@ -160,7 +162,7 @@ def _file_card(path):
     return {"name": path.name, "sha256": digest.hexdigest()}
 
 
-def _untrained(config, train, e0):
+def _untrained(config, train, tables, e0):
     """The potential before training: scales from the data, random parameters."""
     species = tuple(sorted(e0.values))
     baseline = [sum(e0.values[int(z)] for z in s.numbers) for s in train]
@@ -168,8 +170,7 @@ def _untrained(config, train, e0):
     shift = float(np.mean(above)) if above else 0.0
     forces = [s.forces for s in train if s.forces is not None]
     scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else np.std(above)
-    edges = sum(build_table(s, config.network.cutoff).used.sum() for s in train)
-    neighbors = edges / sum(len(s) for s in train)
+    neighbors = sum(t.used.sum() for t in tables) / sum(len(s) for s in train)
     potential = Potential(
         config=config.network,
         species=species,
@@ -193,13 +194,12 @@ def _untrained(config, train, e0):
 class Frames:
     """Structures of a data set with their neighbour tables, ready to be padded into batches."""
 
-    def __init__(self, structures, potential, config):
-        self.structures, self.potential = structures, potential
+    def __init__(self, structures, tables, potential, config):
+        self.structures, self.tables = structures, tables
         self.cutoff, self.dtype = config.network.cutoff, config.dtype
         self.kinds = [potential.species_of(s) for s in structures]
-        self.tables = [build_table(s, self.cutoff) for s in structures]
         self.baselines = [potential.baseline(s) for s in structures]
-        self.sizes = [table.size() for table in self.tables]
+        self.sizes = [table.size() for table in tables]
         self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
 
     def batches(self, order):
