@@ -68,7 +68,8 @@ class Screen:
                 self.line(
                     f"epoch {row['epoch']:4d}  {row['seconds'] / 60:6.1f} min  {self.errors}{best}"
                 )
-        self.bar.update(self.task, completed=fraction, epoch=progress.epoch + 1, errors=self.errors)
+        epoch = progress.epoch + (fraction < 1)
+        self.bar.update(self.task, completed=fraction, epoch=epoch, errors=self.errors)
 
 
 def print_to_screen(table):

@@ -129,9 +129,7 @@ def _choose(path, kind, wanted, frames, found):
         for _, atoms in frames:
             if wanted in getattr(atoms, where) or wanted in getattr(atoms.calc, "results", {}):
                 return wanted
-        raise ValueError(
-            f"{path} has no {kind} under the key {wanted!r}; found {_listing(kind, frames, found)}"
-        )
+        raise ValueError(f"{path} has no {kind} under the key {wanted!r}; found {_listing(frames)}")
     keys = sorted({key for frame in found for key in frame[kind]})
     if len(keys) > 1:
         raise ValueError(
@@ -140,16 +138,15 @@ def _choose(path, kind, wanted, frames, found):
         )
     if not keys and kind != "stress":
         raise ValueError(
-            f"{path} has no {kind}; found {_listing(kind, frames, found)}. Name the key with "
+            f"{path} has no {kind}; found {_listing(frames)}. Name the key with "
             f"--{kind}-key, or write --{kind}-key none to go without"
         )
     return keys[0] if keys else None
 
 
-def _listing(kind, frames, found):
-    where = "arrays" if kind == "forces" else "info"
-    keys = {key for _, atoms in frames for key in getattr(atoms, where)}
-    keys |= {key for frame in found for key in frame[kind]}
+def _listing(frames):
+    keys = {key for _, atoms in frames for key in (*atoms.info, *atoms.arrays)}
+    keys |= {key for _, atoms in frames for key in getattr(atoms.calc, "results", {})}
     keys -= {"numbers", "positions"}
     return f"the keys {', '.join(sorted(keys))}" if keys else "no keys at all"
 
