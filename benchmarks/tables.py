@@ -62,8 +62,9 @@ TABLES = {"accuracy": accuracy, "over-time": over_time}
 def filled(text):
     """The README's text with every table written anew."""
     for name, table in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, t=table: m[1] + t() + m[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        new = table() + "\n"
+        text, count = re.subn(pattern, lambda m, n=new: m[1] + n + m[2], text, flags=re.DOTALL)
         assert count == 1, f"README.md has no table {name}"
     return text
 
