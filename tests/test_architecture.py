@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlip
 
-ROOT = Path(mlip.__file__).parent
+ROOT = Path(__file__).parents[1] / "mlip"
 DOORS = {
     "flax": {"model/network.py"},
     "optax": {"training/optimizer.py"},

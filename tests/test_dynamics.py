@@ -40,13 +40,13 @@ def test_jax_md_and_ase_agree_over_100_steps(small_potential):
 
 def test_a_thin_skin_gives_the_same_trajectory(small_potential):
     structure = make_structure("crystal")
-    velocities = thermal(structure).get_velocities() * units.fs
+    velocities = thermal(structure, temperature=5000).get_velocities() * units.fs
     thick, thin = (
-        run_nve(small_potential, structure, velocities, TIMESTEP, 100, skin) for skin in (0.5, 0.02)
+        run_nve(small_potential, structure, velocities, TIMESTEP, 150, skin) for skin in (1.5, 0.05)
     )
     moved = np.linalg.norm(thick.positions[-1] - thick.positions[0], axis=1).max()
-    assert moved > 0.02, "the test needs tables to be renewed"
-    np.testing.assert_allclose(thin.positions[-1], thick.positions[-1], rtol=0, atol=1e-10)
+    assert moved > 0.5, "the test needs tables to be renewed"
+    np.testing.assert_allclose(thin.positions[-1], thick.positions[-1], rtol=0, atol=1e-9)
 
 
 def test_the_energy_error_falls_with_the_square_of_the_time_step(small_potential):
