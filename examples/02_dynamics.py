@@ -18,13 +18,14 @@ from mlip.simulation.dynamics import run_nve
 parser = argparse.ArgumentParser()
 parser.add_argument("--minutes", type=float, default=2.0, help="of training")
 parser.add_argument("--steps", type=int, default=500)
+parser.add_argument("--out", default="ethanol_run")
 args = parser.parse_args()
 
 potential = mlip.train(
     mlip.TrainConfig(
         train=str(data_file("ethanol_train.xyz")),
         e0=str(data_file("ethanol_isolated_atoms.xyz")),
-        out="ethanol_run",
+        out=args.out,
         max_minutes=args.minutes,
         network=mlip.NetworkConfig(channels=16, l_max=2),
     )

@@ -67,7 +67,8 @@ def train(arguments):
     from mlip.training.loop import train as run_training
     from mlip.training.setup import TrainConfig, read_table
 
-    base = read_table(arguments.config, arguments.out if arguments.resume else None)
+    resumed = (arguments.out or "run") if arguments.resume else None
+    base = read_table(arguments.config, resumed)
     config = settings.from_flags(TrainConfig, arguments, base)
     screen = Screen()
     with screen:
@@ -162,8 +163,9 @@ def selftest(arguments):
     from mlip.report import checks_table, print_to_screen
     from mlip.selftest import require_correct_arithmetic, run
 
-    print_to_screen(checks_table(run()))
-    require_correct_arithmetic()
+    checks = run()
+    print_to_screen(checks_table(checks))
+    require_correct_arithmetic(checks)
     print("compiled arithmetic agrees with NumPy")
 
 

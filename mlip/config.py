@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Union, get_args, get_origin, get_type_hints
 
 
-def from_toml(cls, path):
-    """An instance of a dataclass from a TOML file.
+def read_toml(path):
+    """The nested dictionaries of a TOML file.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not TOML, an unknown key (with the nearest valid one), a value of a wrong type.
+      ValueError: it is not TOML.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,11 +29,21 @@ def from_toml(cls, path):
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    return from_table(cls, table)
+    return table
+
+
+def from_toml(cls, path):
+    """An instance of a dataclass from a TOML file; see `read_toml` and `from_table`."""
+    return from_table(cls, read_toml(path))
 
 
 def from_table(cls, table):
-    """An instance of a dataclass from nested dictionaries; see `from_toml`."""
+    """An instance of a dataclass from nested dictionaries.
+
+    Raises:
+      ValueError: an unknown key (with the nearest valid one), a value of a wrong type, a setting
+        without default that is not given.
+    """
     hints, known = get_type_hints(cls), {field.name for field in fields(cls)}
     for key in table:
         if key not in known:
@@ -160,7 +170,10 @@ def from_flags(cls, arguments, base=None):
     for name, (section, _) in leaves(cls).items():
         value = getattr(arguments, name, None)
         if value is not None:
-            (table.setdefault(section, {}) if section else table)[name] = value
+            part = table.setdefault(section, {}) if section else table
+            if not isinstance(part, dict):
+                raise ValueError(f"{section} is {part!r}; it is a section, written [{section}]")
+            part[name] = value
     return from_table(cls, table)
 
 

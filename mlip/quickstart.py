@@ -45,6 +45,8 @@ def run_quickstart(out, minutes):
     Raises:
       FileExistsError: `out` holds a run already.
     """
+    if (out / "config.toml").exists():
+        raise FileExistsError(f"{out} holds a quickstart already; remove it or give another --out")
     screen = Screen()
     screen.line(
         f"Training a small network on DFT frames of ethanol (PBE/def2-SVP) for {minutes:g} minutes."

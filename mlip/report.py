@@ -27,7 +27,7 @@ class Screen:
     """Shows a training run: a bar with the errors, and a line of them now and then."""
 
     def __init__(self):
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)
         self.last, self.shown, self.errors = 0.0, False, "first epoch"
 
     def __enter__(self):
@@ -46,7 +46,7 @@ class Screen:
         self.bar.stop()
 
     def line(self, text):
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def update(self, progress, fraction, row):
         if self.task is None:
@@ -74,7 +74,7 @@ class Screen:
 
 def print_to_screen(table):
     """A rich table, or a dictionary as two columns."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if isinstance(table, dict):
         grid = Table.grid(padding=(0, 2))
         for key, value in table.items():

@@ -52,16 +52,19 @@ def sizes_of_many(seed, count=400):
 def test_many_compositions_need_few_shapes_within_the_budget(batch_size):
     sizes = sizes_of_many(0)
     ladder = plan_ladder(sizes, batch_size)
-    shapes, seen = set(), []
+    shapes, seen, padded = set(), [], 0
     for epoch in range(5):
         order = np.random.default_rng(epoch).permutation(len(sizes))
         for batch in ladder.pack(sizes, order):
             atoms, widths = zip(*(sizes[i] for i in batch))
-            shapes.add(ladder.shape(sum(atoms), max(widths)))
+            shape = ladder.shape(sum(atoms), max(widths))
+            padded += shape.n_atoms * shape.max_neighbors
+            shapes.add(shape)
             assert len(batch) <= batch_size
             assert len(batch) == 1 or sum(atoms) * max(widths) <= ladder.max_slots
             seen += batch
-    assert len(shapes) <= 4
+    assert len(shapes) <= 6
+    assert padded < 3 * sum(n * k for n, k in sizes) * 5
     assert sorted(seen) == sorted([*range(len(sizes))] * 5)
     largest = max(n * k for n, k in sizes)
     assert max(s.n_atoms * s.max_neighbors for s in shapes) <= max(

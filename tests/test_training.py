@@ -235,7 +235,7 @@ def test_a_resume_with_other_data_is_refused(tmp_path):
     config = config_for(tmp_path, max_epochs=1)
     train(config)
     ase.io.write(config.train, ase.io.read(config.train, ":")[::-1])
-    with pytest.raises(ValueError, match=r"train.xyz is not what it was when the run started"):
+    with pytest.raises(ValueError, match=r"the data is not what it was when the run started"):
         train(replace(config, max_epochs=2), resume=True)
 
 

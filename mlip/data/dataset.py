@@ -61,7 +61,7 @@ def read(path, keys=LabelKeys()):
       ValueError: a file that ASE cannot read, no frame, several candidates for a label, or no
         energies or forces at all.
     """
-    frames = [frame for file in _files(Path(path)) for frame in _read_file(file)]
+    frames = [frame for file in files_of(Path(path)) for frame in _read_file(file)]
     if not frames:
         raise ValueError(f"{path} holds no frames; give a file with at least one structure")
     if keys is None:
@@ -74,7 +74,8 @@ def read(path, keys=LabelKeys()):
     return [_labelled(name, atoms, chosen, keys) for name, atoms in frames]
 
 
-def _files(path):
+def files_of(path):
+    """The file, or all files of a folder but hidden ones, in order."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path of the data")
     if path.is_file():
@@ -92,7 +93,7 @@ def _read_file(path):
         raise ValueError(
             f"{path} is of no format that ASE reads ({error}); convert it to extended XYZ"
         ) from None
-    except (OSError, KeyError, ValueError, IndexError, AssertionError, AttributeError) as error:
+    except Exception as error:  # each of ASE's readers fails in its own way on a damaged file
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     return [(f"{path.name}#{index}", atoms) for index, atoms in enumerate(images)]
 
@@ -112,12 +113,17 @@ def _candidates(atoms):
         found[kind] = {k: v for k, v in named.items() if SECOND_CHOICE.get(k) not in named}
         for key in named:
             twice = atoms.info.get(key) if kind != "forces" else atoms.arrays.get(key)
-            if key in results and twice is not None and not np.allclose(results[key], twice):
+            if key in results and twice is not None and not _same(results[key], twice):
                 raise ValueError(
                     f"a frame holds two different values named {key!r}, one as a calculator's "
                     "result and one beside it; remove or rename one of them"
                 )
     return found
+
+
+def _same(one, other):
+    one, other = np.asarray(one, float), np.asarray(other, float)
+    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=1e-6)
 
 
 def _choose(path, kind, wanted, frames, found):
@@ -226,7 +232,7 @@ class AtomicEnergies:
     note: str = ""  # what a reader of the model should know
 
 
-def atomic_energies(option, train, isolated):
+def atomic_energies(option, train, isolated, keys=LabelKeys()):
     """E0 of every element of the training set.
 
     Args:
@@ -234,6 +240,7 @@ def atomic_energies(option, train, isolated):
         least squares; "zero"; a file of isolated atoms; or a table such as "H=-13.6, O=-2043.2".
       train: structures to train on.
       isolated: isolated atoms found in the training set.
+      keys: where a file of isolated atoms has its energies.
 
     Raises:
       ValueError: an element without E0, two energies for one element, or a table that cannot be
@@ -249,7 +256,7 @@ def atomic_energies(option, train, isolated):
     elif "=" in option:
         values, source = _energies_of_table(option), "given table"
     else:
-        frames = read(option, LabelKeys(forces_key="none", stress_key="none"))
+        frames = read(option, replace(keys, forces_key="none", stress_key="none"))
         values, source = _energies_of_atoms(frames), f"isolated atoms of {Path(option).name}"
     missing = [symbol(z) for z in elements if z not in values]
     if missing:

@@ -189,7 +189,8 @@ class Ladder:
     batch_size: int
     atoms: tuple[int, ...]  # ascending
     widths: tuple[int, ...]  # ascending
-    max_slots: int
+    max_atoms: int  # in a batch of more than one frame
+    max_slots: int  # likewise
 
     def shape(self, n_atoms, width):
         """The smallest shape of the ladder that holds a batch."""
@@ -200,27 +201,31 @@ class Ladder:
         )
 
     def pack(self, sizes, order):
-        return pack(sizes, order, self.batch_size, self.atoms[-1], self.max_slots)
+        return pack(sizes, order, self.batch_size, self.max_atoms, self.max_slots)
 
 
 def plan_ladder(sizes, batch_size, max_atoms=None):
-    """Choose at most two sizes for atoms and two for neighbours, so that few programs compile.
+    """Choose at most three sizes for atoms and two for neighbours, so that few programs compile.
 
     Args:
       sizes: (atoms, slots a row) of every frame.
       batch_size: the most frames in a batch.
       max_atoms: the most atoms in a batch; by default room for `batch_size` frames of one and a
-        half times the mean size. The largest frame always fits.
+        half times the mean size, and for 99 of 100 single frames. A larger frame stands
+        alone, in a size of its own.
     """
     atoms, widths = np.array(sizes).T
-    usual = int(np.ceil(1.5 * batch_size * atoms.mean()))
-    largest = int(max(atoms.max(), min(max_atoms or usual, batch_size * atoms.max())))
-    slots = int(max((atoms * widths).max(), largest * np.quantile(widths, 0.9)))
+    usual = int(max(np.ceil(1.5 * batch_size * atoms.mean()), np.quantile(atoms, 0.99)))
+    usual = int(min(max_atoms or usual, batch_size * atoms.max()))
     typical = int(np.ceil(batch_size * atoms.mean()))
+    slots = int(max(usual * np.quantile(widths, 0.9), np.median(atoms * widths)))
+    rungs = [typical] if typical < 0.7 * usual else []
+    rungs += [usual] if atoms.max() <= usual else [usual, int(atoms.max())]
     width, narrow = int(widths.max()), int(np.quantile(widths, 0.5))
     return Ladder(
         batch_size,
-        (typical, largest) if typical < 0.7 * largest else (largest,),
+        tuple(rungs),
         (narrow, width) if narrow < 0.7 * width else (width,),
+        usual,
         slots,
     )

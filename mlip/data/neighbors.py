@@ -60,8 +60,10 @@ def _refuse_too_many(structure, cell, cutoff):
         density = len(structure) / abs(np.linalg.det(cell))
         expected = len(structure) * density * 4 / 3 * np.pi * cutoff**3
     elif structure.pbc.any():
-        lengths = np.linalg.norm(cell[structure.pbc], axis=1)
-        expected = len(structure) ** 2 * np.prod(1 + 2 * cutoff / lengths)
+        # The free axes of a completed cell are orthogonal unit vectors.
+        extent = np.ptp(structure.positions @ cell[~structure.pbc].T, axis=0) + cutoff
+        density = len(structure) / (abs(np.linalg.det(cell)) * extent.prod())
+        expected = len(structure) * density * 4 / 3 * np.pi * cutoff**3
     else:
         return
     if expected > MOST_EDGES:

@@ -40,6 +40,7 @@ class NetworkConfig:
     zbl: bool = False  # add the ZBL repulsion of the nuclei below the sum of covalent radii
 
     def __post_init__(self):
+        object.__setattr__(self, "radial_widths", tuple(self.radial_widths))
         limits = {
             "channels": (1, 4096),
             "l_max": (0, L_MAX),

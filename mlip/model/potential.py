@@ -10,7 +10,7 @@ import numpy as np
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import Structure, number_of, symbol
 from mlip.model.network import Network, NetworkConfig, initialize
-from mlip.model.radial import zbl_energy
+from mlip.model.radial import covalent_radii, zbl_energy
 
 DTYPES = ("float32", "float64")
 MOST_SLOTS = 200_000  # neighbour slots in one batch of predictions
@@ -113,6 +113,12 @@ class Potential:
             if values.shape != (len(self.species),) or not np.isfinite(values).all():
                 raise ValueError(f"{name} is {values}; give {len(self.species)} finite energies")
             object.__setattr__(self, name, values)
+        widest = 2 * max(covalent_radii[z] for z in self.species)
+        if self.config.zbl and widest > self.config.cutoff:
+            raise ValueError(
+                f"the ZBL repulsion of these species reaches to {widest:.2f} Å, beyond the "
+                f"cutoff of {self.config.cutoff} Å; raise the cutoff or leave zbl away"
+            )
         if not (np.isfinite(self.average_neighbors) and self.average_neighbors > 0):
             raise ValueError(f"average_neighbors is {self.average_neighbors}; it must be positive")
 
@@ -141,7 +147,8 @@ class Potential:
         return jax.enable_x64(self.dtype == "float64")
 
     def with_dtype(self, dtype):
-        return self if dtype in (None, self.dtype) else replace(self, dtype=dtype)
+        """The same potential in another precision; None keeps it."""
+        return self if dtype is None else replace(self, dtype=str(dtype))
 
     def species_of(self, structure):
         """Index of each atom's species, [n_atoms].

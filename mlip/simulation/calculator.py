@@ -30,8 +30,8 @@ class Calculator(AseCalculator):
 
     implemented_properties = ("energy", "free_energy", "energies", "forces", "stress")
 
-    def __init__(self, model, dtype=None, skin=0.5, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, model, dtype=None, skin=0.5):
+        super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
             raise ValueError(f"skin is {skin} Å; it must be zero or positive (0.5 Å is usual)")
         is_potential = isinstance(model, Potential)

@@ -149,12 +149,18 @@ def run_nve(potential, structure, velocities, timestep, n_steps, skin=0.5):
       `Trajectory`, the start included.
 
     Raises:
-      ValueError: a time step, number of steps or skin that is not positive.
+      ValueError: a time step, number of steps or skin that is not positive, or velocities that are
+        not finite numbers of the right shape.
       FloatingPointError: an atom moves farther than half the skin in a single step.
     """
     for name, value in {"timestep": timestep, "n_steps": n_steps, "skin": skin}.items():
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be positive")
+    if np.shape(velocities) != structure.positions.shape or not np.isfinite(velocities).all():
+        raise ValueError(
+            f"velocities have shape {np.shape(velocities)} or are not finite; give finite ones of "
+            f"shape {structure.positions.shape}"
+        )
     network, masses = potential.network, atomic_masses[structure.numbers]
     with potential.precision():
         neighbor = find_neighbors(potential, structure, skin)

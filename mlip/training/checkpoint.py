@@ -114,10 +114,8 @@ def load_model(path, dtype=None):
             f"{path} is damaged: its contents do not match their sha256; copy it again from where "
             "it was made"
         )
-    config = dict(card["config"])
-    config["radial_widths"] = tuple(config["radial_widths"])
     potential = Potential(
-        config=NetworkConfig(**config),
+        config=NetworkConfig(**card["config"]),
         species=tuple(number_of(s) for s in card["species"]),
         parameters=tensors,
         e0=np.array(card["e0"]),

@@ -47,7 +47,7 @@ class Progress:
     best_loss: float | None = None
     best_epoch: int = 0
     rows: int = 0  # lines of metrics.jsonl that belong to this state
-    data: str = ""  # sha256 of the training data
+    data: str = ""  # names and sha256 of the training, validation and E0 files
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -69,6 +69,10 @@ def train_step(network, loss_config, optimizer_config, state, weights, graph, la
     parameters, average = optimizer.apply(
         optimizer_config, updates, state.parameters, state.average, learning_rate
     )
+    # A finite loss may have an infinite gradient; both stop the run.
+    finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]))
+    loss, details = report
+    report = jnp.where(finite, loss, jnp.nan), details
     return TrainState(parameters, moments, average, state.best), report
 
 
@@ -81,7 +85,7 @@ def error_sums(network, loss_config, weights, graph, labels):
     return batch_loss(loss_config, ones, graph, labels, energies, forces, stress)[1][1]
 
 
-class Stop(Exception):
+class Stop(KeyboardInterrupt):
     """Raised between two steps when a signal asked the run to end."""
 
     def __init__(self, number):
@@ -149,6 +153,8 @@ def train(config, resume=False, show=None):
         run = Run(config, potential, frames, valid_frames, states, show, start)
         if resume:
             run.restore()
+        else:
+            (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that left no state
         with _signals() as check:
             try:
                 run.to_the_end(check)
@@ -182,19 +188,22 @@ class Run:
         copies = [jax.tree.map(jnp.copy, parameters) for _ in range(3)]
         moments = optimizer.build(config.optimizer).init(parameters)
         self.state = TrainState(copies[0], moments, copies[1], copies[2])
-        self.progress = Progress(data=potential.training["train"]["sha256"])
+        sources = {key: potential.training[key] for key in ("train", "valid", "e0")}
+        self.progress = Progress(data=json.dumps(sources, sort_keys=True))
         self.saved = time.monotonic()
 
     def restore(self):
         restored = self.states.restore(self.state)
         if restored is None:
-            self.show.line("no state was saved yet; starting from the beginning")
-            return
+            raise FileNotFoundError(
+                f"{self.out} holds no state that was written whole; start again "
+                "without --resume in another folder"
+            )
         self.state, progress = restored
         if progress["data"] != self.progress.data:
             raise ValueError(
-                f"cannot resume {self.out}: {self.config.train} is not what it was when the run "
-                "started (its sha256 differs); put the old data back, or start a new run"
+                f"cannot resume {self.out}: the data is not what it was when the run started (now "
+                f"{self.progress.data}, then {progress['data']}); put it back, or start a new run"
             )
         self.progress = Progress(**progress)
         self.before = self.progress.seconds
@@ -283,9 +292,10 @@ class Run:
             self.frames.structures[i].name
             for i, share in zip(indices, shares)
             if not np.isfinite(share)
-        ]
+        ] or [self.frames.structures[i].name for i in indices]
         raise FloatingPointError(
-            f"the loss is not finite at step {self.progress.step} in {', '.join(bad)}; look at its "
+            f"the loss or its gradient is not finite at step {self.progress.step} "
+            f"in {', '.join(bad)}; look at its "
             "labels and shortest distance and remove it, or lower --learning-rate"
         )
 

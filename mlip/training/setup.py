@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mlip import config as settings
-from mlip.data.dataset import LabelKeys, atomic_energies, is_isolated, read, split
+from mlip.data.dataset import LabelKeys, atomic_energies, files_of, is_isolated, read, split
 from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
 from mlip.data.structure import symbol
 from mlip.model.network import Network, NetworkConfig, initialize
@@ -41,6 +41,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
+        for name in ("train", "valid", "out", "e0"):  # paths and numbers are welcome too
+            object.__setattr__(self, name, str(getattr(self, name)))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         for name in ("batch_size", "max_atoms", "max_epochs", "max_minutes", "patience"):
@@ -58,12 +60,12 @@ class TrainConfig:
 
 
 def read_table(path=None, resumed=None):
-    """Settings of a TOML file, or those that a run to resume was started with, or none."""
+    """Table of a TOML file, or of the settings a run was started with, or an empty one."""
     if resumed is not None and path is None:
         path = Path(resumed) / "config.toml"
         if not path.exists():
             raise FileNotFoundError(f"{resumed} holds no run to resume; start one without --resume")
-    return settings.to_table(settings.from_toml(TrainConfig, path)) if path else {}
+    return settings.read_toml(path) if path else {}
 
 
 def check_folder(out, config, resume):
@@ -73,7 +75,7 @@ def check_folder(out, config, resume):
       FileExistsError, FileNotFoundError: there is a run already, or none.
       ValueError: the run to resume was started with other settings; the message says which.
     """
-    exists = (out / "config.toml").exists()
+    exists = (out / "config.toml").exists() and any((out / "states").glob("*"))
     if exists and not resume:
         raise FileExistsError(
             f"{out} holds a run already; go on with it by --resume, or give another --out"
@@ -87,7 +89,7 @@ def check_folder(out, config, resume):
     for name, (section, _) in settings.leaves(TrainConfig).items():
         old = (before.get(section, {}) if section else before).get(name)
         new = (now.get(section, {}) if section else now).get(name)
-        # The budget may grow, and paths may be written differently.
+        # The budget may change, and the folder be written differently.
         free = {"out", "max_minutes", "max_epochs", "patience", "checkpoint_seconds"}
         if old != new and name not in free:
             raise ValueError(
@@ -118,7 +120,9 @@ def prepare(config):
         ]
     else:
         train, valid = split(train, fraction, config.seed)
-    e0 = atomic_energies(config.e0, train, isolated)
+    _require_labels(config, train, config.train)
+    _require_labels(config, valid, config.valid)
+    e0 = atomic_energies(config.e0, train, isolated, config.keys)
     tables = [build_table(s, config.network.cutoff) for s in train]
     potential, lines = _untrained(config, train, tables, e0)
     lines = [
@@ -129,6 +133,7 @@ def prepare(config):
     training = {
         "train": _file_card(config.train),
         "valid": config.valid if fraction is not None else _file_card(config.valid),
+        "e0": _file_card(config.e0) if Path(config.e0).is_file() else config.e0,
         "n_train": len(train),
         "n_valid": len(valid),
         "e0_source": e0.source,
@@ -144,6 +149,21 @@ def prepare(config):
     return potential, frames, Frames(valid, valid_tables, potential, config), lines
 
 
+def _require_labels(config, structures, where):
+    """Refuse a set in which no frame has a label that counts in the loss."""
+    weights = {
+        "energy": max(config.loss.energy_weight, config.loss.stage_two_energy_weight),
+        "forces": config.loss.forces_weight,
+        "stress": config.loss.stress_weight,
+    }
+    counted = [kind for kind, weight in weights.items() if weight > 0]
+    if not any(getattr(s, kind) is not None for s in structures for kind in counted):
+        raise ValueError(
+            f"no frame of {where} has {' or '.join(counted)}, which the loss weighs; give labels, "
+            "or other weights"
+        )
+
+
 def _fraction(text):
     try:
         return float(text)
@@ -153,9 +173,8 @@ def _fraction(text):
 
 def _file_card(path):
     path = Path(path)
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     digest = hashlib.sha256()
-    for file in files:
+    for file in files_of(path):
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
