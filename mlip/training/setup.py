@@ -133,7 +133,7 @@ def prepare(config):
     training = {
         "train": _file_card(config.train),
         "valid": config.valid if fraction is not None else _file_card(config.valid),
-        "e0": _file_card(config.e0) if Path(config.e0).is_file() else config.e0,
+        "e0": config.e0 if _is_no_file(config.e0) else _file_card(config.e0),
         "n_train": len(train),
         "n_valid": len(valid),
         "e0_source": e0.source,
@@ -169,6 +169,10 @@ def _fraction(text):
         return float(text)
     except ValueError:
         return None
+
+
+def _is_no_file(e0):
+    return e0 in ("auto", "fit", "zero") or "=" in e0
 
 
 def _file_card(path):
