@@ -11,6 +11,7 @@ The package reads downwards; a module imports only from those above it.
         dataset.py         read data sets, label keys, split, energies of single atoms
     model/                 JAX, pure functions
         so3.py             spherical harmonics, coupling coefficients, symmetric products
+        blocks.py          atoms a few at a time, and what crosses between them
         radial.py          smooth cutoff, Bessel basis, ZBL repulsion
         network.py         NetworkConfig and the network: displacements → energy per atom
         potential.py       Potential: energy, forces, stress by one derivative
@@ -22,6 +23,9 @@ The package reads downwards; a module imports only from those above it.
         evaluation.py      errors by property, element, group
         setup.py           TrainConfig; data in batches, the untrained potential
         loop.py            train(): steps, validation, states, resume
+    deploy/                a trained potential in other clothes
+        folded.py          the network with constant parameters: tables instead of perceptrons
+        fold.py            fold(): potential → folded potential
     simulation/
         calculator.py      ASE calculator
         dynamics.py        energy and forces for jax-md
@@ -48,6 +52,7 @@ _HOMES = {
     "train": "mlip.training.loop",
     "save": "mlip.training.checkpoint",
     "load": "mlip.training.checkpoint",
+    "fold": "mlip.deploy.fold",
     "Calculator": "mlip.simulation.calculator",
 }
 _RENAMED = {"save": "save_model", "load": "load_model"}

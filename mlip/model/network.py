@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph
+from mlip.model.blocks import gather_senders
 from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
 from mlip.model.so3 import L_MAX, coupling, spherical_harmonics, symmetric_coupling, unstack
 
@@ -73,22 +74,6 @@ def paths(l_in, l_max):
         for l2 in range(l_max + 1)
         for l3 in range(abs(l1 - l2), min(l1 + l2, l_max) + 1, 2)
     ]
-
-
-def gather_senders(features, graph):
-    """Rows of `features` [n_atoms, ...] for every slot of the neighbour table.
-
-    Its transpose is written as a gather through the opposite edges, since a scatter is slow.
-    """
-
-    def gather(index, rows):
-        return rows[index[0]]
-
-    def collect(index, slots):
-        return slots.reshape(-1, *slots.shape[2:])[index[1]].sum(axis=1)
-
-    index = (graph.neighbors, graph.reverse)
-    return jax.custom_derivatives.linear_call(gather, collect, index, features)
 
 
 def symmetric_product(components, weights, l_max, l_out):

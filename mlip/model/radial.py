@@ -27,14 +27,18 @@ def smooth_cutoff(distance, cutoff, order):
 
     Source: Gasteiger et al., DimeNet, ICLR 2020 (arXiv:2003.03123), eq. 8.
     """
-    p, x = order, distance / cutoff
-    polynomial = (
+    x = distance / cutoff
+    return jnp.where(x < 1, envelope(x, order), 0.0)
+
+
+def envelope(x, p):
+    """The polynomial of `smooth_cutoff` in x = distance / cutoff, not cut off."""
+    return (
         1
         - (p + 1) * (p + 2) / 2 * x**p
         + p * (p + 2) * x ** (p + 1)
         - p * (p + 1) / 2 * x ** (p + 2)
     )
-    return jnp.where(x < 1, polynomial, 0.0)
 
 
 def bessel_basis(distance, cutoff, n_radial):

@@ -16,12 +16,13 @@ import numpy as np
 L_MAX = 3
 
 
-def spherical_harmonics(unit, l_max):
+def spherical_harmonics(unit, l_max, axis=-1):
     """Real spherical harmonics of unit vectors.
 
     Args:
       unit: vectors of length one, [..., 3].
       l_max: largest degree, 0 to 3.
+      axis: where the components of a degree stand in the result.
 
     Returns:
       For each degree l, Y_l, [..., 2l + 1], with Σ_m Y_lm² = 2l + 1.
@@ -47,7 +48,7 @@ def spherical_harmonics(unit, l_max):
                 math.sqrt(42) / 6 * (zz_xx * z - xz * x),
             ]
         )
-    return [jnp.stack(components, axis=-1) for components in degrees]
+    return [jnp.stack(components, axis=axis) for components in degrees]
 
 
 def unstack(array):

@@ -1,0 +1,63 @@
+"""Passing over the atoms in blocks, and what crosses from one block to another.
+
+Everything a layer does between gathering its neighbours' features and giving out its own is a
+function of a few atoms. Taken a few at a time its intermediates stay in the processor's cache,
+and the memory needed no longer grows with the number of atoms.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def map_blocks(function, block, *arrays):
+    """`function(*arrays)` taken `block` atoms at a time, and again so in the reverse pass.
+
+    Args:
+      function: of arrays [n, ...] to a pytree of arrays [n, ...], each row from the same rows.
+      block: atoms at a time; None or at least their number takes all at once.
+      arrays: [n_atoms, ...]
+    """
+    n_atoms = arrays[0].shape[0]
+    if block is None or n_atoms <= block:
+        return function(*arrays)
+    n_blocks = -(-n_atoms // block)
+
+    def cut(array):
+        # Rows that fill the last block repeat the last atom, for which every function is finite.
+        spare = [(0, n_blocks * block - n_atoms)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, spare, mode="edge").reshape(n_blocks, block, *array.shape[1:])
+
+    def join(array):
+        return array.reshape(n_blocks * block, *array.shape[2:])[:n_atoms]
+
+    remember_nothing = jax.checkpoint(function, prevent_cse=False)
+    blocks = jax.lax.map(lambda rows: remember_nothing(*rows), [cut(a) for a in arrays])
+    return jax.tree.map(join, blocks)
+
+
+def from_all_devices(rows, axis):
+    """Rows of all atoms from the rows on each device; unchanged where atoms are on one device."""
+    return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
+
+
+def collect_slots(slots, reverse, block=None, axis=None):
+    """For every atom the sum of `slots` [n_atoms, max_neighbors, ...] in which it is the sender.
+
+    A gather through the opposite edges, since a scatter is slow.
+    """
+    slots = from_all_devices(slots, axis)
+    slots = slots.reshape(-1, *slots.shape[2:])
+    return map_blocks(lambda index: slots[index].sum(axis=1), block, reverse)
+
+
+def gather_senders(features, graph, axis=None):
+    """Rows of `features` [n_atoms, ...] for every slot of the neighbour table."""
+
+    def gather(index, rows):
+        return from_all_devices(rows, axis)[index[0]]
+
+    def collect(index, slots):
+        return collect_slots(slots, index[1], axis=axis)
+
+    index = (graph.neighbors, graph.reverse)
+    return jax.custom_derivatives.linear_call(gather, collect, index, features)
