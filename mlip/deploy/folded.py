@@ -17,7 +17,7 @@ from scipy.interpolate import BSpline, PPoly
 from mlip.model.blocks import collect_slots, from_all_devices, gather_senders, map_blocks
 from mlip.model.network import NetworkConfig, paths, symmetric_product
 from mlip.model.radial import SILU_GAIN, smooth_cutoff
-from mlip.model.so3 import coupling, spherical_harmonics, symmetric_coupling, unstack
+from mlip.model.so3 import coupling, spherical_harmonics, unstack
 
 DEGREE = 5  # of the splines: four continuous derivatives
 
@@ -232,7 +232,8 @@ class FoldedNetwork:
                 for edge, pull in zip(edges, pulls)
             ]
             # Barriers, or XLA would keep the gathered rows of the tables to use them twice.
-            again, once_more = (jax.lax.optimization_barrier(distance) for _ in range(2))
+            again = jax.lax.optimization_barrier(distance)
+            once_more = jax.lax.optimization_barrier(again)
             by_slope, by_senders = 0.0, None if senders is None else [0.0] * len(senders)
             for slopes, message, (l1, _, _) in zip(
                 look_up(tables, again, first, True), by_message, routes

@@ -8,17 +8,20 @@ and the memory needed no longer grows with the number of atoms.
 import jax
 import jax.numpy as jnp
 
+SMALL = 4  # blocks that are taken at once
+
 
 def map_blocks(function, block, *arrays):
     """`function(*arrays)` taken `block` atoms at a time, and again so in the reverse pass.
 
     Args:
       function: of arrays [n, ...] to a pytree of arrays [n, ...], each row from the same rows.
-      block: atoms at a time; None or at least their number takes all at once.
+      block: atoms at a time; None takes all at once, as does a number of atoms so small that
+        the loop would cost more than the cache saves.
       arrays: [n_atoms, ...]
     """
     n_atoms = arrays[0].shape[0]
-    if block is None or n_atoms <= block:
+    if block is None or n_atoms <= SMALL * block:
         return function(*arrays)
     n_blocks = -(-n_atoms // block)
 

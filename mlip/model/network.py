@@ -9,6 +9,7 @@ Features of degree l are kept as [2l + 1, n_atoms, channels], so that mixing the
 matrix product and the product basis works on contiguous rows.
 """
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph
-from mlip.model.blocks import gather_senders
+from mlip.model.blocks import gather_senders, map_blocks
 from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
 from mlip.model.so3 import L_MAX, coupling, spherical_harmonics, symmetric_coupling, unstack
 
@@ -123,6 +124,7 @@ class Network(nn.Module):
 
     config: NetworkConfig
     n_species: int
+    block: int | None = None  # atoms taken through a layer at a time; None takes all
 
     @nn.compact
     def __call__(self, graph: Graph, average_neighbors):
@@ -135,127 +137,173 @@ class Network(nn.Module):
         Returns:
           energies, [n_atoms], and layer by layer the invariant features, [n_atoms, channels].
         """
-        config = self.config
+        config, n_species = self.config, self.n_species
         # The hardware's reduced-precision products (TF32, bfloat16) would spoil the forces.
         with jax.default_matmul_precision("highest"):
-            dtype = graph.displacement.dtype
-            distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
-            unit = graph.displacement / distance[..., None]
-            harmonics = spherical_harmonics(unit, config.l_max)
-            radial = bessel_basis(distance, config.cutoff, config.n_radial)
-            radial *= smooth_cutoff(distance, config.cutoff, config.cutoff_order)[..., None]
-            one_hot = jax.nn.one_hot(graph.species, self.n_species, dtype=dtype)
-
-            embedding = self.weight("embedding", self.n_species, config.channels)
-            features = [(one_hot @ embedding / math.sqrt(self.n_species))[None]]
+            one_hot = jax.nn.one_hot(graph.species, n_species, dtype=graph.displacement.dtype)
+            embedding = self.weight("embedding", (n_species, config.channels))
+            features = (one_hot @ embedding / math.sqrt(n_species))[:, None]
             energy, invariants = 0.0, []
             for layer in range(config.layers):
-                last = layer == config.layers - 1
-                l_out = 0 if last else config.hidden_l
-                density = self.interaction(layer, graph, features, harmonics, radial)
-                density = [degree / average_neighbors for degree in density]
-                skip = self.skip(layer, features, one_hot, l_out)
-                features = self.product(layer, density, skip, one_hot, l_out)
-                invariants.append(features[0][0])
-                energy += self.readout(layer, features[0][0], nonlinear=last and layer > 0)
+                weights = {
+                    key: self.weight(numbered(key, layer), shape)
+                    for key, shape in layer_shapes(config, n_species, layer).items()
+                }
+                senders = gather_senders(mix_degrees(features, weights), graph)
+                step = functools.partial(pass_layer, config, weights, average_neighbors)
+                rows = (graph.displacement, senders, features, one_hot)
+                features, energies = map_blocks(step, self.block, *rows)
+                energy += energies
+                invariants.append(features[:, 0])
             return energy, tuple(invariants)
 
-    def weight(self, name, *shape):
+    def weight(self, name, shape):
         return self.param(name, nn.initializers.normal(1.0), shape)
 
-    def interaction(self, layer, graph, features, harmonics, radial):
-        """Sum the neighbours' features, coupled to harmonics and radial functions; mix channels.
 
-        Returns for each degree up to l_max [2l + 1, n_atoms, channels]. Source: eq. 8 and 9.
-        """
-        config, channels = self.config, self.config.channels
-        routes = paths(len(features) - 1, config.l_max)
-        senders = []
-        for l, feature in enumerate(features):
-            mixed = mix_channels(feature, self.weight(f"up_{layer}_{l}", channels, channels))
-            senders.append(jnp.moveaxis(mixed, 0, 1))
-        senders = gather_senders(jnp.concatenate(senders, axis=1), graph)
-        senders = jax.lax.split(senders, [2 * l + 1 for l in range(len(features))], axis=2)
-        functions = self.radial_network(layer, radial, len(routes) * channels)
-        functions = jax.lax.split(functions, [channels] * len(routes), axis=2)
+def layer_shapes(config, n_species, layer):
+    """Shapes of a layer's weights by their keys."""
+    channels, last = config.channels, layer == config.layers - 1
+    l_in, l_out = 0 if layer == 0 else config.hidden_l, 0 if last else config.hidden_l
+    routes = paths(l_in, config.l_max)
+    widths = (config.n_radial, *config.radial_widths, len(routes) * channels)
+    shapes = {("radial", step): shape for step, shape in enumerate(itertools.pairwise(widths))}
+    shapes |= {("up", l): (channels, channels) for l in range(l_in + 1)}
+    for l in range(config.l_max + 1):
+        n_parts = sum(route[2] == l for route in routes)
+        shapes["mix", l] = n_parts * channels, channels
+    for l in range(l_out + 1):
+        for order in range(1, config.correlation + 1):
+            n_basis = symmetric_coupling(config.l_max, l, order)[1].shape[0]
+            shapes["product", l, order] = n_basis, n_species, channels
+        shapes["out", l] = channels, channels
+        if l <= l_in:
+            shapes["skip", l] = n_species, channels, channels
+    if last and layer > 0:
+        shapes["readout", "hidden"] = channels, config.readout_width
+        channels = config.readout_width
+    return shapes | {("readout",): (channels, 1)}
 
-        sums = [[] for _ in range(config.l_max + 1)]
-        for function, (l1, l2, l3) in zip(functions, routes):
-            edge, message = harmonics[l2], function[:, :, None] * senders[l1]
-            if l1 == 0:
-                total = jnp.einsum("nkb,nkc->bnc", edge, message[:, :, 0])
-            else:
-                tensor = jnp.asarray(math.sqrt(2 * l3 + 1) * coupling(l1, l2, l3), edge.dtype)
-                edge = jnp.einsum("nkm,amb->nkab", edge, tensor)
-                total = jnp.einsum("nkab,nkac->bnc", edge, message)
-            sums[l3].append(total)
-        density = []
-        for l, parts in enumerate(sums):
-            weight = self.weight(f"mix_{layer}_{l}", len(parts) * channels, channels)
-            density.append(mix_channels(jnp.concatenate(parts, axis=-1), weight))
-        return density
 
-    def radial_network(self, layer, radial, width):
-        """Perceptron without biases: zero at the cutoff, where its input is zero."""
-        hidden = radial.reshape(-1, radial.shape[-1])
-        widths = (radial.shape[-1], *self.config.radial_widths, width)
-        for step, (rows, columns) in enumerate(itertools.pairwise(widths)):
-            hidden = mix_channels(hidden, self.weight(f"radial_{layer}_{step}", rows, columns))
-            if step < len(widths) - 2:
-                hidden = SILU_GAIN * jax.nn.silu(hidden)
-        return hidden.reshape(*radial.shape[:2], width)
+def numbered(key, layer):
+    """Name of a parameter: ("mix", 2) of layer 0 is mix_0_2."""
+    return "_".join(map(str, (key[0], layer, *key[1:])))
 
-    def skip(self, layer, features, one_hot, l_out):
-        """The previous features through a matrix of the atom's species."""
-        channels, scale = self.config.channels, 1 / math.sqrt(self.config.channels * self.n_species)
-        out = []
-        for l, feature in enumerate(features[: l_out + 1]):
-            weight = self.weight(f"skip_{layer}_{l}", self.n_species, channels, channels)
-            every = jnp.einsum("mnc,zcd->mznd", feature, weight)
+
+def mix_degrees(features, weights):
+    """Features for the neighbours, [n_atoms, components, channels]."""
+    degrees = split_degrees(features)
+    mixed = [mix_channels(degree, weights["up", l]) for l, degree in enumerate(degrees)]
+    return jnp.concatenate(mixed, axis=1)
+
+
+def split_degrees(features, axis=1):
+    """Features of each degree, [..., 2l + 1, ...]."""
+    n_degrees = math.isqrt(features.shape[axis])
+    return jax.lax.split(features, [2 * l + 1 for l in range(n_degrees)], axis=axis)
+
+
+def pass_layer(config, weights, average_neighbors, displacement, senders, features, one_hot):
+    """One layer of a few atoms.
+
+    Args:
+      displacement: [n, max_neighbors, 3], Å.
+      senders: features of the neighbours, [n, max_neighbors, components, channels].
+      features: of the atoms themselves, [n, components, channels].
+      one_hot: their species, [n, n_species].
+
+    Returns:
+      new features, [n, components, channels], and energies, [n].
+    """
+    density = interaction(config, weights, displacement, senders)
+    density = [degree / average_neighbors for degree in density]
+    features = product(config, weights, density, skip(weights, features, one_hot), one_hot)
+    return jnp.moveaxis(jnp.concatenate(features), 0, 1), readout(weights, features[0][0])
+
+
+def interaction(config, weights, displacement, senders):
+    """Sum the neighbours' features, coupled to harmonics and radial functions; mix channels.
+
+    Returns for each degree up to l_max [2l + 1, n, channels]. Source: eq. 8 and 9.
+    """
+    distance = jnp.sqrt((displacement**2).sum(axis=-1))
+    harmonics = spherical_harmonics(displacement / distance[..., None], config.l_max)
+    radial = bessel_basis(distance, config.cutoff, config.n_radial)
+    radial *= smooth_cutoff(distance, config.cutoff, config.cutoff_order)[..., None]
+    senders = split_degrees(senders, axis=2)
+    routes = paths(len(senders) - 1, config.l_max)
+    functions = radial_network(weights, radial)
+    functions = jax.lax.split(functions, [config.channels] * len(routes), axis=2)
+
+    sums = [[] for _ in range(config.l_max + 1)]
+    for function, (l1, l2, l3) in zip(functions, routes):
+        edge, message = harmonics[l2], function[:, :, None] * senders[l1]
+        if l1 == 0:
+            total = jnp.einsum("nkb,nkc->bnc", edge, message[:, :, 0])
+        else:
+            tensor = jnp.asarray(math.sqrt(2 * l3 + 1) * coupling(l1, l2, l3), edge.dtype)
+            edge = jnp.einsum("nkm,amb->nkab", edge, tensor)
+            total = jnp.einsum("nkab,nkac->bnc", edge, message)
+        sums[l3].append(total)
+    return [
+        mix_channels(jnp.concatenate(parts, axis=-1), weights["mix", l])
+        for l, parts in enumerate(sums)
+    ]
+
+
+def radial_network(weights, radial):
+    """Perceptron without biases: zero at the cutoff, where its input is zero."""
+    hidden = radial.reshape(-1, radial.shape[-1])
+    n_steps = sum(key[0] == "radial" for key in weights)
+    for step in range(n_steps):
+        hidden = mix_channels(hidden, weights["radial", step])
+        if step < n_steps - 1:
+            hidden = SILU_GAIN * jax.nn.silu(hidden)
+    return hidden.reshape(*radial.shape[:2], -1)
+
+
+def skip(weights, features, one_hot):
+    """The previous features through a matrix of the atom's species, [2l + 1, n, channels]."""
+    n_species, channels = one_hot.shape[1], features.shape[-1]
+    out = []
+    for l, degree in enumerate(split_degrees(features)):
+        if ("skip", l) in weights:
+            every = jnp.einsum("nmc,zcd->mznd", degree, weights["skip", l])
+            scale = 1 / math.sqrt(channels * n_species)
             out.append(jnp.einsum("mznd,nz->mnd", every, one_hot) * scale)
-        return out
+    return out
 
-    def product(self, layer, density, skip, one_hot, l_out):
-        """Symmetric products of the density with weights of the species. Source: eq. 10 and 11."""
-        config, channels = self.config, self.config.channels
-        components = [row for degree in density for row in unstack(degree)]
-        out = []
-        for l in range(l_out + 1):
-            weights = []
-            for order in range(1, config.correlation + 1):
-                n_basis = symmetric_coupling(config.l_max, l, order)[1].shape[0]
-                name = f"product_{layer}_{l}_{order}"
-                weight = self.weight(name, n_basis, self.n_species, channels)
-                weights.append(jnp.einsum("nz,bzc->bnc", one_hot, weight))
-            basis = jnp.stack(symmetric_product(components, weights, config.l_max, l))
-            feature = mix_channels(basis, self.weight(f"out_{layer}_{l}", channels, channels))
-            out.append(feature + skip[l] if l < len(skip) else feature)
-        return out
 
-    def readout(self, layer, invariant, nonlinear):
-        """Energies of the atoms, [n_atoms]. Source: eq. 13."""
-        rows = self.config.channels
-        if nonlinear:
-            width = self.config.readout_width
-            weight = self.weight(f"readout_{layer}_hidden", rows, width)
-            invariant, rows = SILU_GAIN * jax.nn.silu(mix_channels(invariant, weight)), width
-        return mix_channels(invariant, self.weight(f"readout_{layer}", rows, 1))[:, 0]
+def product(config, weights, density, skip, one_hot):
+    """Symmetric products of the density with weights of the species. Source: eq. 10 and 11."""
+    components = [row for degree in density for row in unstack(degree)]
+    out = []
+    for l in range(sum(key[0] == "out" for key in weights)):
+        chosen = [
+            jnp.einsum("nz,bzc->bnc", one_hot, weights["product", l, order])
+            for order in range(1, config.correlation + 1)
+        ]
+        basis = jnp.stack(symmetric_product(components, chosen, config.l_max, l))
+        feature = mix_channels(basis, weights["out", l])
+        out.append(feature + skip[l] if l < len(skip) else feature)
+    return out
+
+
+def readout(weights, invariant):
+    """Energies of the atoms, [n]. Source: eq. 13."""
+    if ("readout", "hidden") in weights:
+        invariant = SILU_GAIN * jax.nn.silu(mix_channels(invariant, weights["readout", "hidden"]))
+    return mix_channels(invariant, weights["readout",])[:, 0]
 
 
 def parameter_shapes(network):
-    """Shape of every parameter of a `Network` by name; traces the network, compiles nothing."""
-    slot = jax.ShapeDtypeStruct((1, 1), np.int32)
-    graph = Graph(
-        species=jax.ShapeDtypeStruct((1,), np.int32),
-        structure=jax.ShapeDtypeStruct((1,), np.int32),
-        neighbors=slot,
-        reverse=slot,
-        displacement=jax.ShapeDtypeStruct((1, 1, 3), np.float32),
-        volume=jax.ShapeDtypeStruct((1,), np.float32),
-        n_atoms=jax.ShapeDtypeStruct((1,), np.int32),
-    )
-    tree = jax.eval_shape(network.init, jax.random.key(0), graph, 1.0)["params"]
-    return {name: leaf.shape for name, leaf in tree.items()}
+    """Shape of every parameter of a `Network` by name."""
+    config, n_species = network.config, network.n_species
+    shapes = {"embedding": (n_species, config.channels)}
+    for layer in range(config.layers):
+        for key, shape in layer_shapes(config, n_species, layer).items():
+            shapes[numbered(key, layer)] = shape
+    return shapes
 
 
 def initialize(network, seed):
