@@ -3,6 +3,7 @@
 The package reads downwards; a module imports only from those above it.
 
     units.py               numbers and conversions
+    runtime.py             what a process decides once: cache of compiled programs, host devices
     config.py              TOML or flags → frozen dataclasses
     data/                  host side, NumPy in float64
         structure.py       Structure: one configuration with optional labels; ASE in and out
@@ -25,6 +26,7 @@ The package reads downwards; a module imports only from those above it.
         loop.py            train(): steps, validation, states, resume
     deploy/                a trained potential in other clothes
         folded.py          the network with constant parameters: tables instead of perceptrons
+        spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
     simulation/
         calculator.py      ASE calculator

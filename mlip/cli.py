@@ -95,11 +95,15 @@ def describe_evaluate(parser):
 def evaluate(arguments):
     """Measure a potential's errors on labelled frames."""
     from mlip.data.dataset import LabelKeys, read
+    from mlip.deploy.fold import fold
     from mlip.report import metrics_table, plot_parity, print_to_screen
+    from mlip.runtime import keep_compiled_programs, use_all_cores
     from mlip.training.checkpoint import atomic_write, load_model
     from mlip.training.evaluation import metrics, parity
 
-    potential = load_model(arguments.model, arguments.dtype)
+    use_all_cores()
+    keep_compiled_programs()
+    potential = fold(load_model(arguments.model, arguments.dtype))
     structures = read(arguments.data, settings.from_flags(LabelKeys, arguments))
     found = parity(structures, potential.predict(structures))
     errors = metrics(found)

@@ -92,7 +92,8 @@ def test_importing_changes_nothing_global():
     for path in ROOT.rglob("*.py"):
         text = path.read_text()
         for pattern in ("jax.config.update", "os.environ[", "warnings.filterwarnings"):
-            assert pattern not in text, f"{path.name} has {pattern}"
+            allowed = path.name == "runtime.py"  # in functions that programs call
+            assert allowed or pattern not in text, f"{path.name} has {pattern}"
 
 
 def test_public_names_have_homes():

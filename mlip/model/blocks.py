@@ -38,6 +38,15 @@ def map_blocks(function, block, *arrays):
     return jax.tree.map(join, blocks)
 
 
+def block_size(wanted, best_on_cpu):
+    """Atoms to take at a time: `wanted`, 0 for all; if None, the best for the cache of a CPU."""
+    if wanted is None:
+        wanted = best_on_cpu if jax.default_backend() == "cpu" else 0
+    if wanted < 0:
+        raise ValueError(f"block is {wanted}; give a positive number of atoms, or 0 for all")
+    return wanted or None
+
+
 def from_all_devices(rows, axis):
     """Rows of all atoms from the rows on each device; unchanged where atoms are on one device."""
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)

@@ -125,6 +125,7 @@ class Network(nn.Module):
     config: NetworkConfig
     n_species: int
     block: int | None = None  # atoms taken through a layer at a time; None takes all
+    axis: str | None = None  # of the devices over which the atoms are spread
 
     @nn.compact
     def __call__(self, graph: Graph, average_neighbors):
@@ -149,7 +150,7 @@ class Network(nn.Module):
                     key: self.weight(numbered(key, layer), shape)
                     for key, shape in layer_shapes(config, n_species, layer).items()
                 }
-                senders = gather_senders(mix_degrees(features, weights), graph)
+                senders = gather_senders(mix_degrees(features, weights), graph, self.axis)
                 step = functools.partial(pass_layer, config, weights, average_neighbors)
                 rows = (graph.displacement, senders, features, one_hot)
                 features, energies = map_blocks(step, self.block, *rows)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import Structure, number_of, symbol
+from mlip.model.blocks import block_size, collect_slots, from_all_devices
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import covalent_radii, zbl_energy
 
@@ -44,8 +45,9 @@ def atom_energies(network, weights, graph):
     energies *= weights.scale[graph.species]
     if network.config.zbl:
         number = weights.numbers[graph.species]
+        others = from_all_devices(number, network.axis)[graph.neighbors]
         distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
-        pairs = zbl_energy(distance, number[:, None], number[graph.neighbors])
+        pairs = zbl_energy(distance, number[:, None], others)
         energies += pairs.sum(axis=1) / 2
     return energies
 
@@ -61,12 +63,16 @@ def energies_and_pull(network, weights, graph):
     return energies, pull
 
 
-def forces_and_stress(graph, pull):
-    """Forces [n_atoms, 3] and symmetric stress [n_structures, 3, 3] from the edges' pull."""
-    opposite = pull.reshape(-1, 3)[graph.reverse]
-    forces = (pull - opposite).sum(axis=1)
+def forces_and_stress(graph, pull, axis=None):
+    """Forces [n_atoms, 3] and symmetric stress [n_structures, 3, 3] from the edges' pull.
+
+    Args:
+      axis: of the devices over which the atoms are spread.
+    """
+    forces = pull.sum(axis=1) - collect_slots(pull, graph.reverse, axis=axis)
     virial = jnp.einsum("nki,nkj->nij", graph.displacement, pull)
     virial = per_structure(graph, (virial + virial.mT) / 2)
+    virial = virial if axis is None else jax.lax.psum(virial, axis)
     return forces, virial / graph.volume[:, None, None]
 
 
@@ -100,6 +106,7 @@ class Potential:
     average_neighbors: float
     dtype: str = "float32"
     training: dict = field(default_factory=dict)  # where it comes from; free of arrays
+    block: int | None = None  # atoms taken at a time; 0 for all, None for what suits the device
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -124,7 +131,7 @@ class Potential:
 
     @functools.cached_property
     def network(self):
-        return Network(self.config, len(self.species))
+        return Network(self.config, len(self.species), block_size(self.block, best_on_cpu=16))
 
     @functools.cached_property
     def weights(self):

@@ -16,7 +16,9 @@ from ase.data import atomic_masses
 from jax_md import simulate
 
 from mlip.data.graph import Graph, build_table
+from mlip.deploy.fold import fold
 from mlip.model.potential import Weights, atom_energies
+from mlip.runtime import keep_compiled_programs
 
 STRETCH = 50  # steps between frames
 
@@ -136,7 +138,7 @@ def _energy_and_forces(network, positions, neighbor):
     return energy, -gradient
 
 
-def run_nve(potential, structure, velocities, timestep, n_steps, skin=0.5):
+def run_nve(potential, structure, velocities, timestep, n_steps, skin=0.5, folded=True):
     """Dynamics at constant energy by jax-md's velocity Verlet; a frame every 50 steps.
 
     Args:
@@ -144,6 +146,7 @@ def run_nve(potential, structure, velocities, timestep, n_steps, skin=0.5):
       velocities: [n_atoms, 3], Å/fs.
       timestep: fs.
       skin: Å beyond the cutoff within which the neighbour table is kept.
+      folded: compute with the folded potential (see `mlip.fold`), several times faster.
 
     Returns:
       `Trajectory`, the start included.
@@ -161,6 +164,10 @@ def run_nve(potential, structure, velocities, timestep, n_steps, skin=0.5):
             f"velocities have shape {np.shape(velocities)} or are not finite; give finite ones of "
             f"shape {structure.positions.shape}"
         )
+    keep_compiled_programs()
+    if folded:
+        potential.species_of(structure)
+        potential = fold(potential, set(structure.numbers.tolist()))
     network, masses = potential.network, atomic_masses[structure.numbers]
     with potential.precision():
         neighbor = find_neighbors(potential, structure, skin)

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlip import config as settings
 from mlip.model.potential import energies_and_pull, forces_and_stress
+from mlip.runtime import keep_compiled_programs
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, atomic_write, load_model, save_model
@@ -142,6 +143,7 @@ def train(config, resume=False, show=None):
     show = show or Silent()
     out = Path(config.out)
     check_folder(out, config, resume)
+    keep_compiled_programs()
     require_correct_arithmetic()
     potential, frames, valid_frames, lines = prepare(config)
     for text in lines:

@@ -1,0 +1,119 @@
+"""This package as a worker; see `protocol.py`."""
+
+import jax
+import numpy as np
+from protocol import Model, Step, dynamics_by_ase, serve, set_velocities, through_ase
+
+import mlip
+from mlip.data.graph import Shape, build_table, pad
+from mlip.data.structure import from_ase
+from mlip.model.potential import evaluate_graph
+
+PACKAGES = ("mlip-jax", "jax", "jaxlib", "numpy")
+
+
+def build(task):
+    potential = potential_of(task)
+    prepare = {
+        "inference": lambda: inference(potential),
+        "training": lambda: training(potential),
+        "calculator": lambda: through_ase(lambda _: mlip.Calculator(potential)),
+        "dynamics": lambda: dynamics_by_ase(lambda _: mlip.Calculator(potential)),
+        "compiled dynamics": lambda: compiled_dynamics(potential),
+    }[task["what"]]()
+    return Model(PACKAGES, potential.n_parameters, prepare)
+
+
+def potential_of(task):
+    """The potential of a task: a model file, or one of random weights; folded if wanted."""
+    if "model" in task:
+        return mlip.load(task["model"])
+    potential = mlip.untrained(
+        mlip.NetworkConfig(cutoff=task["cutoff"], **task["network"]),
+        task["species"],
+        average_neighbors=task["average_neighbors"],
+        dtype=task["dtype"],
+    )
+    if task.get("folded"):
+        from mlip.deploy.fold import fold
+
+        return fold(potential)
+    return potential
+
+
+def inference(potential):
+    def prepare(frames):
+        structure = from_ase(frames[0])
+        table = build_table(structure, potential.config.cutoff)
+        frame = (potential.species_of(structure), structure, table)
+        shape = Shape(*table.size(), 2)
+        with potential.precision():
+            graph = jax.device_put(pad([frame], shape, potential.config.cutoff, potential.dtype))
+
+        def call():
+            with potential.precision():
+                outputs = evaluate_graph(potential.network, potential.weights, graph)
+                return jax.block_until_ready(outputs)[1]
+
+        return Step(call, {"edges": int(table.used.sum()), "slots": int(table.used.size)})
+
+    return prepare
+
+
+def training(potential):
+    def prepare(frames):
+        from mlip.training import optimizer
+        from mlip.training.loop import TrainState, train_step
+        from mlip.training.setup import Frames
+
+        structures = [from_ase(atoms) for atoms in frames]
+        config = mlip.TrainConfig(
+            train="in memory",
+            batch_size=len(frames),
+            network=potential.config,
+            dtype=potential.dtype,
+        )
+        tables = [build_table(s, potential.config.cutoff) for s in structures]
+        with potential.precision():
+            data = Frames(structures, tables, potential, config)
+            batch = jax.device_put(data.batch(range(len(frames))))
+            parameters = potential.weights.parameters
+            copies = [jax.tree.map(jax.numpy.copy, parameters) for _ in range(3)]
+            moments = optimizer.build(config.optimizer).init(parameters)
+        state = TrainState(copies[0], moments, copies[1], copies[2])
+        rates = (0.001, config.loss.weights(0.0))
+
+        def call():
+            nonlocal state
+            settings = (potential.network, config.loss, config.optimizer)
+            with potential.precision():
+                state, report = train_step(*settings, state, potential.weights, *batch, rates)
+                jax.block_until_ready(state)
+            return report[0]
+
+        return Step(call, {"edges": int(sum(t.used.sum() for t in tables))})
+
+    return prepare
+
+
+def compiled_dynamics(potential, n_steps=100):
+    def prepare(frames):
+        from ase import units
+
+        from mlip.simulation.dynamics import run_nve
+
+        atoms = frames[0].copy()
+        set_velocities(atoms, 300.0)
+        structure, velocities = from_ase(atoms), atoms.get_velocities() * units.fs
+
+        def call():
+            run = run_nve(potential, structure, velocities, 1.0, n_steps)
+            return np.asarray(run.potential_energy)
+
+        return Step(call, {"steps": n_steps})
+
+    return prepare
+
+
+if __name__ == "__main__":
+    serve(build)

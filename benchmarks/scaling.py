@@ -1,0 +1,77 @@
+"""How the time of our evaluation grows with atoms, neighbours and channels.
+
+    python benchmarks/scaling.py --cores 0
+
+Silicon, energy and forces, the graph at hand. The exponent of each growth is the slope of a line
+through the logarithms. Prints a table and writes `benchmarks/results/scaling.json`.
+"""
+
+import argparse
+import tempfile
+
+import numpy as np
+import side_by_side as bench
+import structures
+
+ATOMS = (64, 216, 512, 1728)
+CUTOFFS = (3.5, 4.0, 5.0, 6.0, 7.0)  # Å
+CHANNELS = (16, 32, 64, 128, 256)
+FIXED = 216  # atoms while something else grows
+COLUMNS = {
+    "growing": ("growing", ""),
+    "atoms": ("atoms", "d"),
+    "neighbours": ("neighbors", ".1f"),
+    "channels": ("channels", "d"),
+    "ms": ("ms", ".2f"),
+}
+
+
+def measure(growing, model, options, folder, n_atoms=FIXED, cutoff=bench.CUTOFF, channels=64):
+    """The row of one size."""
+    atoms, _ = structures.make(f"silicon{n_atoms}")
+    path = bench.write_frames([atoms], folder, f"silicon{n_atoms}")
+    network = bench.NETWORK | {"channels": channels}
+    description = bench.task("inference", atoms.numbers, network, cutoff=cutoff)
+    facts = {"growing": growing, "atoms": n_atoms, "cutoff": cutoff, "channels": channels}
+    (row,) = bench.compare([model], description, path, options, **facts)
+    if "ms" in row:
+        row["neighbors"] = row["edges"] / n_atoms
+    return row
+
+
+def exponent(rows, key):
+    """Slope of log(time) over log(size), by least squares."""
+    rows = [row for row in rows if "ms" in row]
+    sizes, times = ([row[k] for row in rows] for k in (key, "ms"))
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0]) if len(rows) > 1 else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=bench.OURS)
+    parser.add_argument("--atoms", type=numbers(int), default=ATOMS)
+    parser.add_argument("--cutoffs", type=numbers(float), default=CUTOFFS)
+    parser.add_argument("--channels", type=numbers(int), default=CHANNELS)
+    bench.add_options(parser, repeats=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        common = (options.model, options, folder)
+        growth = {
+            "atoms": [measure("atoms", *common, n_atoms=n) for n in options.atoms],
+            "neighbors": [measure("neighbors", *common, cutoff=c) for c in options.cutoffs],
+            "channels": [measure("channels", *common, channels=c) for c in options.channels],
+        }
+    rows = [row for grown in growth.values() for row in grown]
+    exponents = {key: exponent(grown, key) for key, grown in growth.items()}
+    bench.show(rows, COLUMNS)
+    for key, value in exponents.items():
+        print(f"time grows as {key} to the power {value:.2f}" if value else f"{key}: no fit")
+    bench.write("scaling", options, rows, exponents=exponents)
+
+
+def numbers(kind):
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What a process decides once: where compiled programs are kept, and its host devices."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+
+def keep_compiled_programs():
+    """Keep compiled programs in the user's cache folder, so that the next process starts quicker.
+
+    The environment variable MLIP_CACHE names another folder, or is `off`. Where the user has set
+    jax's own cache, that is used. Programs of other processors or versions of jax lie apart.
+    """
+    wanted = os.environ.get("MLIP_CACHE", "")
+    if wanted == "off" or jax.config.jax_compilation_cache_dir is not None:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    machine = hashlib.sha256(_processor().encode()).hexdigest()[:8]
+    folder = Path(wanted or Path(base) / "mlip") / f"jax-{jax.__version__}-{machine}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor():
+    """What tells apart processors for which programs are compiled."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def use_all_cores():
+    """Make every core that this process may use a device of its own.
+
+    For programs, not for libraries: it must come before jax computes anything, and holds for the
+    whole process. A number of devices that was set before is kept.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", cores)
