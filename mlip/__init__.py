@@ -14,6 +14,7 @@ The package reads downwards; a module imports only from those above it.
         so3.py             spherical harmonics, coupling coefficients, symmetric products
         blocks.py          atoms a few at a time, and what crosses between them
         radial.py          smooth cutoff, Bessel basis, ZBL repulsion
+        memory.py          what a compiled program needs, and what is free
         network.py         NetworkConfig and the network: displacements → energy per atom
         potential.py       Potential: energy, forces, stress by one derivative
     selftest.py            compiled arithmetic against NumPy
@@ -28,6 +29,7 @@ The package reads downwards; a module imports only from those above it.
         folded.py          the network with constant parameters: tables instead of perceptrons
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
+        estimate.py        memory of inference and training by the number of atoms
     simulation/
         calculator.py      ASE calculator
         dynamics.py        energy and forces for jax-md

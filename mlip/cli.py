@@ -18,7 +18,7 @@ def main(arguments=None):
         parser.error(_unknown(unknown[0], known.parser))
     try:
         return known.run(known) or 0
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         if known.debug:
             raise
         print(f"mlip {known.command}: {error}", file=sys.stderr)
@@ -118,14 +118,25 @@ def evaluate(arguments):
 def describe_info(parser):
     parser.add_argument("model", help="model.safetensors")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--atoms", type=int, help="predict the memory for so many atoms")
+    parser.add_argument(
+        "--density", type=float, default=0.1, help="atoms per Å³ for --atoms; 0.1 if not given"
+    )
 
 
 def info(arguments):
-    """Print what a model file holds."""
+    """Print what a model file holds, and the memory that it would take."""
     from mlip.report import card, print_to_screen
+    from mlip.runtime import keep_compiled_programs
     from mlip.training.checkpoint import load_model
 
-    table = card(load_model(arguments.model))
+    potential = load_model(arguments.model)
+    table = card(potential)
+    if arguments.atoms is not None:
+        from mlip.deploy.estimate import memory
+
+        keep_compiled_programs()
+        table |= memory(potential, arguments.atoms, arguments.density)
     if arguments.json:
         print(json.dumps(table, indent=1))
     else:

@@ -39,15 +39,12 @@ class FoldedPotential(Potential):
         """Devices that share a system of so many atoms."""
         return devices_for(n_atoms) if self.devices is None else self.devices
 
-    def evaluate(self, graph):
-        """Energies, forces and stress of a padded batch as NumPy arrays."""
+    def function(self, graph):
         n_atoms = len(graph.species)
         devices = self.devices_for(n_atoms)
         if len(devices) == 1 or n_atoms % len(devices):
-            return super().evaluate(graph)
-        with self.precision():
-            outputs = evaluate_spread(self.network, devices, self.weights, graph)
-        return [np.asarray(output, float) for output in outputs]
+            return super().function(graph)
+        return evaluate_spread, (self.network, devices)
 
 
 def fold(potential, species=None, block=None, devices=None):

@@ -10,12 +10,15 @@ import numpy as np
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import Structure, number_of, symbol
 from mlip.model.blocks import block_size, collect_slots, from_all_devices
+from mlip.model.memory import fits, peak_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import covalent_radii, zbl_energy
 
 DTYPES = ("float32", "float64")
 MOST_SLOTS = 200_000  # neighbour slots in one batch of predictions
 MOST_STRUCTURES = 64
+MANY_SLOTS = 1_000_000  # beyond which the memory is looked at before it is taken
+LARGE_BLOCK = 2048  # atoms taken at a time where all at once do not fit
 
 
 @jax.tree_util.register_dataclass
@@ -199,10 +202,41 @@ class Potential:
         return predictions
 
     def evaluate(self, graph: Graph):
-        """Energies, forces and stress of a padded batch as NumPy arrays."""
+        """Energies, forces and stress of a padded batch as NumPy arrays.
+
+        Raises:
+          MemoryError: the batch needs more memory than is free.
+        """
+        function, settings = self.function(graph)
         with self.precision():
-            outputs = evaluate_graph(self.network, self.weights, graph)
+            if graph.neighbors.size > MANY_SLOTS:
+                outputs = self.program(graph)(self.weights, graph)
+            else:
+                outputs = function(*settings, self.weights, graph)
         return [np.asarray(output, float) for output in outputs]
+
+    def function(self, graph):
+        """The jitted function that predicts a graph, and its static arguments."""
+        return evaluate_graph, (self.network,)
+
+    def program(self, graph):
+        """Compiled function of the weights and a large graph, known to fit into memory."""
+        if graph.neighbors.shape not in self.programs:
+            function, (network, *others) = self.function(graph)
+            # Where all atoms are taken at once, blocks are the way to fit larger systems.
+            for block in (network.block, network.block or LARGE_BLOCK):
+                settings = replace(network, block=block), *others
+                compiled = function.lower(*settings, self.weights, graph).compile()
+                needed = peak_bytes(compiled)
+                if fits(needed):
+                    break
+            require_room(needed, len(graph.species), "an evaluation")
+            self.programs[graph.neighbors.shape] = compiled
+        return self.programs[graph.neighbors.shape]
+
+    @functools.cached_property
+    def programs(self):
+        return {}
 
     def split(self, outputs, frames):
         """The predictions of single structures from the arrays of their batch."""
