@@ -11,7 +11,6 @@ from scipy.interpolate import make_interp_spline
 from mlip.data.structure import number_of, symbol
 from mlip.deploy.folded import DEGREE, FoldedNetwork
 from mlip.deploy.spread import devices_for, evaluate_spread
-from mlip.model.blocks import block_size
 from mlip.model.network import paths
 from mlip.model.potential import Potential
 from mlip.model.radial import SILU_GAIN, envelope
@@ -32,7 +31,7 @@ class FoldedPotential(Potential):
 
     @functools.cached_property
     def network(self):
-        block = block_size(self.block, best_on_cpu=8)
+        block = self.block_size(best_on_cpu=8)
         return FoldedNetwork(self.config, len(self.species), self.intervals, block)
 
     def devices_for(self, n_atoms):
@@ -57,8 +56,8 @@ def fold(potential, species=None, block=None, devices=None):
       potential: a `Potential` in the precision it is to have; folded ones are returned unchanged.
       species: symbols or atomic numbers that will occur; all that the potential knows by default.
         Fewer make smaller tables.
-      block: atoms taken at a time; 0 takes all. By default as measured best: 8 on a CPU, for
-        the cache, and all on a GPU.
+      block: atoms taken at a time; 0 takes all. By default what was measured best: a few on
+        a CPU, whose cache they fit, and all on a GPU.
       devices: tuple of jax devices that share systems large enough; all of the process by default.
 
     Returns:

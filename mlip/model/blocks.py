@@ -23,6 +23,9 @@ def map_blocks(function, block, *arrays):
     n_atoms = arrays[0].shape[0]
     if block is None or n_atoms <= SMALL * block:
         return function(*arrays)
+    # Of sizes near the wanted one, that which leaves the fewest rows to fill.
+    sizes = range(block - block // 2, 2 * block)
+    block = min(sizes, key=lambda size: (-n_atoms % size, abs(size - block)))
     n_blocks = -(-n_atoms // block)
 
     def cut(array):
@@ -38,10 +41,16 @@ def map_blocks(function, block, *arrays):
     return jax.tree.map(join, blocks)
 
 
-def block_size(wanted, best_on_cpu):
-    """Atoms to take at a time: `wanted`, 0 for all; if None, the best for the cache of a CPU."""
+def block_size(wanted, columns, best_on_cpu):
+    """Atoms to take at a time: `wanted`, 0 for all; if None, what suits the cache of a CPU.
+
+    Args:
+      columns: features of an atom; the more, the fewer atoms.
+      best_on_cpu: measured best number of atoms for 64 features.
+    """
     if wanted is None:
-        wanted = best_on_cpu if jax.default_backend() == "cpu" else 0
+        on_cpu = jax.default_backend() == "cpu"
+        wanted = max(4, best_on_cpu * 64 // columns) if on_cpu else 0
     if wanted < 0:
         raise ValueError(f"block is {wanted}; give a positive number of atoms, or 0 for all")
     return wanted or None

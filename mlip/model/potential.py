@@ -134,7 +134,11 @@ class Potential:
 
     @functools.cached_property
     def network(self):
-        return Network(self.config, len(self.species), block_size(self.block, best_on_cpu=16))
+        return Network(self.config, len(self.species), self.block_size(best_on_cpu=16))
+
+    def block_size(self, best_on_cpu):
+        columns = self.config.channels * (self.config.hidden_l + 1)
+        return block_size(self.block, columns, best_on_cpu)
 
     @functools.cached_property
     def weights(self):
