@@ -1,4 +1,4 @@
-"""Arithmetic of one evaluation as its jaxpr has it, as JSON on stdout.
+"""Arithmetic of one evaluation as its jaxpr has it, and its memory, as JSON on stdout.
 
 XLA's own count takes the body of a loop once and sees nothing of foreign functions; this one
 multiplies by the number of rounds. It counts two operations for each multiply-add of a matrix
@@ -60,10 +60,11 @@ def jaxprs(value):
 
 
 def of_evaluation(wanted):
-    """Operations of our evaluation of a structure, on one structure."""
+    """Operations of our evaluation of a structure, and the bytes that it touches at least once."""
     import mlip
     from mlip.data.graph import Shape, build_table, pad
     from mlip.data.structure import from_ase
+    from mlip.model.memory import peak_bytes
     from mlip.model.potential import evaluate_graph
 
     atoms, _ = structures.make(wanted["structure"])
@@ -78,7 +79,8 @@ def of_evaluation(wanted):
     frame = (potential.species_of(structure), structure, table)
     graph = pad([frame], Shape(*table.size(), 2), config.cutoff)
     traced = evaluate_graph.trace(potential.network, potential.weights, graph)
-    return {"flops": count(traced.jaxpr.jaxpr)}
+    compiled = traced.lower().compile()
+    return {"flops": count(traced.jaxpr.jaxpr), "bytes": peak_bytes(compiled)}
 
 
 if __name__ == "__main__":

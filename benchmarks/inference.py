@@ -30,6 +30,7 @@ COLUMNS = {
     "compile s": ("compile_seconds", ".1f"),
     "Gflop": ("gflop", ".3f"),
     "of peak": ("share_of_peak", ".1%"),
+    "of bandwidth": ("share_of_bandwidth", ".1%"),
 }
 
 
@@ -104,7 +105,7 @@ def cores_can(options):
 
 
 def add_shares(rows, options, hardware):
-    """Arithmetic of our evaluations, and the share of the measured rate that it reaches."""
+    """Arithmetic and memory of our evaluations, and the shares of the measured rates reached."""
     for row in rows:
         if row["model"] in (bench.OURS, "ours unfolded") and "ms" in row:
             network = bench.SIZES[row["size"]]
@@ -116,7 +117,9 @@ def add_shares(rows, options, hardware):
             }
             counted = child("flops.py", wanted, options)
             row["gflop"] = counted["flops"] / 1e9
+            row["gbyte"] = counted["bytes"] / 1e9
             row["share_of_peak"] = row["gflop"] / row["ms"] * 1000 / hardware["matmul_gflops"]
+            row["share_of_bandwidth"] = row["gbyte"] / row["ms"] * 1000 / hardware["copy_gbytes"]
 
 
 def child(script, wanted, options):

@@ -57,7 +57,9 @@ CODES = {
     code.name: code
     for code in (
         Code(OURS, "ours_worker.py", extra={"folded": True}),
+        Code("ours, no blocks", "ours_worker.py", extra={"folded": True, "block": 0}),
         Code("ours unfolded", "ours_worker.py"),
+        Code("ours unfolded, no blocks", "ours_worker.py", extra={"block": 0}),
         Code("mace-torch", "mace_worker.py", "mace"),
         Code("InstaDeep mlip", "instadeep_worker.py", "instadeep"),
         Code("nequix mp-1", "nequix_worker.py", "nequix", sized=False),

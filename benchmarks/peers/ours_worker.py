@@ -1,5 +1,7 @@
 """This package as a worker; see `protocol.py`."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 from protocol import Model, Step, dynamics_by_ase, serve, set_velocities, through_ase
@@ -7,7 +9,7 @@ from protocol import Model, Step, dynamics_by_ase, serve, set_velocities, throug
 import mlip
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
-from mlip.model.potential import evaluate_graph
+from mlip.deploy.fold import fold
 
 PACKAGES = ("mlip-jax", "jax", "jaxlib", "numpy")
 
@@ -28,17 +30,16 @@ def potential_of(task):
     """The potential of a task: a model file, or one of random weights; folded if wanted."""
     if "model" in task:
         return mlip.load(task["model"])
+    if task["threads"] > 1:
+        jax.config.update("jax_num_cpu_devices", task["threads"])
     potential = mlip.untrained(
         mlip.NetworkConfig(cutoff=task["cutoff"], **task["network"]),
         task["species"],
         average_neighbors=task["average_neighbors"],
         dtype=task["dtype"],
     )
-    if task.get("folded"):
-        from mlip.deploy.fold import fold
-
-        return fold(potential)
-    return potential
+    potential = replace(potential, block=task.get("block"))
+    return fold(potential) if task.get("folded") else potential
 
 
 def inference(potential):
@@ -50,10 +51,11 @@ def inference(potential):
         with potential.precision():
             graph = jax.device_put(pad([frame], shape, potential.config.cutoff, potential.dtype))
 
+        function, settings = potential.function(graph)
+
         def call():
             with potential.precision():
-                outputs = evaluate_graph(potential.network, potential.weights, graph)
-                return jax.block_until_ready(outputs)[1]
+                return jax.block_until_ready(function(*settings, potential.weights, graph))[1]
 
         return Step(call, {"edges": int(table.used.sum()), "slots": int(table.used.size)})
 

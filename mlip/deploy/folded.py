@@ -98,10 +98,10 @@ class FoldedNetwork:
             return over_blocks(both, *rows)
 
         def backward(derivatives, weight):
-            displacement, slots, own = [
-                d * jnp.expand_dims(weight, range(1, d.ndim)) for d in derivatives
-            ]
-            return displacement, collect_slots(slots, graph.reverse, self.block, self.axis), own
+            displacement, slots, own = derivatives
+            senders = collect_slots(slots, graph.reverse, weight, self.block, self.axis)
+            weight = weight[:, None, None]
+            return displacement * weight, senders, own * weight
 
         energies.defvjp(forward, backward)
         return energies(graph.displacement, senders, own)

@@ -61,14 +61,26 @@ def from_all_devices(rows, axis):
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
 
 
-def collect_slots(slots, reverse, block=None, axis=None):
+def collect_slots(slots, reverse, weight=None, block=None, axis=None):
     """For every atom the sum of `slots` [n_atoms, max_neighbors, ...] in which it is the sender.
 
     A gather through the opposite edges, since a scatter is slow.
+
+    Args:
+      weight: of every atom's row of slots, [n_atoms]; 1 if None.
     """
+    width = slots.shape[1]
     slots = from_all_devices(slots, axis)
     slots = slots.reshape(-1, *slots.shape[2:])
-    return map_blocks(lambda index: slots[index].sum(axis=1), block, reverse)
+    weight = None if weight is None else from_all_devices(weight, axis)
+
+    def collect(index):
+        rows = slots[index]
+        if weight is not None:
+            rows *= jnp.expand_dims(weight[index // width], range(2, rows.ndim))
+        return rows.sum(axis=1)
+
+    return map_blocks(collect, block, reverse)
 
 
 def gather_senders(features, graph, axis=None):
