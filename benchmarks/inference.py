@@ -119,7 +119,7 @@ def add_shares(rows, options, hardware):
             row["gflop"] = counted["flops"] / 1e9
             row["gbyte"] = counted["bytes"] / 1e9
             row["share_of_peak"] = row["gflop"] / row["ms"] * 1000 / hardware["matmul_gflops"]
-            row["share_of_bandwidth"] = row["gbyte"] / row["ms"] * 1000 / hardware["copy_gbytes"]
+            row["share_of_bandwidth"] = row["gbyte"] / row["ms"] * 1000 / hardware["copy_gigabytes"]
 
 
 def child(script, wanted, options):
