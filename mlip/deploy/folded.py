@@ -72,39 +72,40 @@ class FoldedNetwork:
         taken while the block is in the cache.
         """
 
-        def one(displacement, senders, own, species):
+        def one(weights, displacement, senders, own, species):
             layer = self.config.layers - 1
             return self.layer(weights, layer, displacement, None, senders, own, species)[0]
 
-        def over_blocks(function, displacement, senders, own):
+        def over_blocks(function, weights, displacement, senders, own):
             everyone = from_all_devices(senders, self.axis)
             return map_blocks(
                 lambda displacement, neighbors, own, species: function(
-                    displacement, everyone[neighbors], own, species
+                    weights, displacement, everyone[neighbors], own, species
                 ),
                 self.block,
                 *(displacement, graph.neighbors, own, graph.species),
             )
 
         @jax.custom_vjp
-        def energies(*rows):
-            return over_blocks(one, *rows)
+        def energies(*arguments):
+            return over_blocks(one, *arguments)
 
-        def forward(*rows):
-            def both(*rows):
-                value, pull = jax.vjp(lambda *moving: one(*moving, rows[-1]), *rows[:-1])
+        def forward(weights, *rows):
+            def both(weights, *rows):
+                value, pull = jax.vjp(lambda *moving: one(weights, *moving, rows[-1]), *rows[:-1])
                 return value, pull(jnp.ones_like(value))
 
-            return over_blocks(both, *rows)
+            value, derivatives = over_blocks(both, weights, *rows)
+            return value, (weights, derivatives)
 
-        def backward(derivatives, weight):
-            displacement, slots, own = derivatives
+        def backward(kept, weight):
+            weights, (displacement, slots, own) = kept
             senders = collect_slots(slots, graph.reverse, weight, self.block, self.axis)
             weight = weight[:, None, None]
-            return displacement * weight, senders, own * weight
+            return not_numbers(weights), displacement * weight, senders, own * weight
 
         energies.defvjp(forward, backward)
-        return energies(graph.displacement, senders, own)
+        return energies(weights, graph.displacement, senders, own)
 
     def layer(self, weights, layer, displacement, kinds, senders, own, species):
         """One layer of a few atoms.
@@ -245,9 +246,7 @@ class FoldedNetwork:
                     look_up(tables, once_more, first, False), by_message, routes
                 ):
                     by_senders[l1] += values[:, :, None] * message
-            # The tables are constants; whoever asks for a derivative by them is to notice.
-            by_tables = [jnp.full_like(table, jnp.nan) for table in tables]
-            return by_tables, by_slope.sum(axis=-1), None, by_edges, by_senders
+            return not_numbers(tables), by_slope.sum(axis=-1), None, by_edges, by_senders
 
         @jax.custom_vjp
         def sums(*arguments):
@@ -255,6 +254,11 @@ class FoldedNetwork:
 
         sums.defvjp(forward, backward)
         return sums(tables, distance, first, edges, senders)
+
+
+def not_numbers(constants):
+    """The derivative by what is constant here: whoever asks for it is to notice."""
+    return jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), constants)
 
 
 def rows_times(features, weight):

@@ -76,9 +76,10 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
 
     def collect(index):
         rows = slots[index]
-        if weight is not None:
-            rows *= jnp.expand_dims(weight[index // width], range(2, rows.ndim))
-        return rows.sum(axis=1)
+        if weight is None:
+            return rows.sum(axis=1)
+        # A product, since XLA would fuse a weighted sum with the gather and lose its stride.
+        return jnp.einsum("nk,nk...->n...", weight[index // width], rows)
 
     return map_blocks(collect, block, reverse)
 

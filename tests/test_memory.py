@@ -1,0 +1,73 @@
+"""Memory is predicted, and what does not fit is refused with the size that does."""
+
+import re
+
+import numpy as np
+import pytest
+from conftest import SPECIES, make_structure
+
+import mlip
+from mlip.data.graph import Shape, build_table, pad
+from mlip.deploy.estimate import memory
+from mlip.model import memory as available
+from mlip.model import potential as potentials
+from mlip.model.memory import peak_bytes
+from mlip.model.network import NetworkConfig
+from mlip.model.potential import untrained
+
+SMALL = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0)
+
+
+@pytest.fixture
+def potential():
+    return untrained(SMALL, SPECIES, average_neighbors=8)
+
+
+def graph_of(potential, n_atoms):
+    structure = make_structure("crystal")
+    frame = (potential.species_of(structure), structure, build_table(structure, 4.0))
+    return pad([frame], Shape(n_atoms, 48, 2), 4.0)
+
+
+def test_memory_grows_by_what_every_atom_holds(potential):
+    small, large = (memory(potential, n, density=0.05) for n in (20_000, 80_000))
+    assert small["neighbors"] == large["neighbors"]
+    for key in ("inference_bytes", "training_bytes"):
+        assert 3 < large[key] / small[key] < 4.1
+    table = 80_000 * large["neighbors"] * (3 + 2) * 4  # displacements, senders and reverse slots
+    assert table < large["inference_bytes"] < 10 * table
+    assert large["inference_bytes"] < large["training_bytes"]
+
+
+@pytest.mark.parametrize(("n_atoms", "density"), [(0, 0.1), (-5, 0.1), (100, 0.0), (100, np.nan)])
+def test_atoms_and_density_must_be_positive(potential, n_atoms, density):
+    with pytest.raises(ValueError, match="must be positive"):
+        memory(potential, n_atoms, density)
+
+
+def test_a_program_that_does_not_fit_is_refused_with_the_size_that_does(potential, monkeypatch):
+    monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
+    graph, folded = graph_of(potential, 400), mlip.fold(potential)
+    needed = peak_bytes(folded.program(graph))
+    monkeypatch.setattr(available, "free_bytes", lambda: needed // 2)
+    with pytest.raises(MemoryError, match="of 400 atoms needs") as refused:
+        mlip.fold(potential).evaluate(graph)
+    assert 190 <= int(re.search(r"about (\d+) atoms fit", str(refused.value))[1]) <= 200
+
+
+def test_what_fits_only_in_blocks_is_taken_in_blocks(potential, monkeypatch):
+    monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
+    monkeypatch.setattr(potentials, "LARGE_BLOCK", 8)
+    graph, at_once = graph_of(potential, 400), mlip.fold(potential, block=0)
+    expected = at_once.evaluate(graph)
+    needed = peak_bytes(at_once.program(graph))
+    monkeypatch.setattr(available, "free_bytes", lambda: needed - 1)
+    in_blocks = mlip.fold(potential, block=0)
+    for found, value in zip(in_blocks.evaluate(graph), expected):
+        np.testing.assert_allclose(found, value, rtol=0, atol=1e-5)
+    assert peak_bytes(in_blocks.program(graph)) < needed
+
+
+def test_the_machine_tells_how_much_is_free():
+    free = available.free_bytes()
+    assert free is None or 1e8 < free < 1e14

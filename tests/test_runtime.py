@@ -1,0 +1,72 @@
+"""Compiled programs are kept between processes, and programs use every core."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CACHE = """
+import jax, sys
+from mlip.runtime import keep_compiled_programs
+keep_compiled_programs()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def run(program, **variables):
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=inherited | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def test_programs_are_kept_in_the_users_cache_folder(tmp_path):
+    folder = run(CACHE, XDG_CACHE_HOME=str(tmp_path))
+    assert folder.startswith(str(tmp_path / "mlip" / "jax-"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MLIP_CACHE": "off"}, "None"),
+        ({"JAX_COMPILATION_CACHE_DIR": "/tmp/own"}, "/tmp/own"),
+    ],
+)
+def test_the_cache_can_be_switched_off_or_set_by_jax(variables, expected):
+    assert run(CACHE, **variables) == expected
+
+
+def test_another_folder_can_be_named(tmp_path):
+    assert run(CACHE, MLIP_CACHE=str(tmp_path)).startswith(str(tmp_path / "jax-"))
+
+
+def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
+    program = """
+import jax, mlip
+from ase.build import molecule
+atoms = molecule("H2O")
+potential = mlip.untrained(mlip.NetworkConfig(channels=4, l_max=2, radial_widths=(8,)), ["H", "O"])
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+atoms.calc = mlip.Calculator(potential)
+atoms.get_forces()
+print(sum("cache_hits" in name for name in hits))
+"""
+    variables = {"MLIP_CACHE": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    assert run(program, **variables) == "0"
+    assert int(run(program, **variables)) > 0
+
+
+def test_programs_use_every_core_and_libraries_leave_it():
+    cores = len(os.sched_getaffinity(0))
+    program = "from mlip.runtime import use_all_cores; use_all_cores(); import jax; "
+    assert run(program + "print(len(jax.devices()))", XLA_FLAGS="") == str(cores)
+    assert (
+        run("import mlip.simulation.calculator, jax; print(len(jax.devices()))", XLA_FLAGS="")
+        == "1"
+    )

@@ -1,0 +1,56 @@
+"""A system spread over several devices: the same numbers, in a process that has them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from mlip.deploy.spread import whole_shares
+
+PROGRAM = """
+import sys
+import jax
+import numpy as np
+sys.path.insert(0, {tests!r})
+from conftest import CONFIGS, make_structure
+import mlip
+from mlip.data.structure import to_ase
+from mlip.deploy import spread
+
+assert len(jax.devices()) == 4
+spread.WORTHWHILE["cpu"] = 2  # so that a small crystal is shared
+for name in ("default", "vectors"):
+    config = CONFIGS[name]
+    potential = mlip.untrained(config, (1, 8, 14), seed=1, average_neighbors=8, dtype="float64")
+    atoms = to_ase(make_structure("crystal")) * (2, 2, 1)
+    alone = mlip.Calculator(potential, devices=(jax.devices()[0],))
+    shared = mlip.Calculator(potential)
+    results = []
+    for calculator in (alone, shared):
+        atoms.calc = calculator
+        results.append((atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()))
+    assert len(shared.used.devices_for(len(atoms))) == 4
+    for one, other in zip(*results):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-11)
+print("the same on four devices")
+"""
+
+
+def test_four_devices_give_what_one_gives():
+    text = textwrap.dedent(PROGRAM).format(tests=os.path.dirname(__file__))
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the same on four devices" in done.stdout
+
+
+@pytest.mark.parametrize(("n_atoms", "n_devices", "rows"), [(8, 4, 8), (9, 4, 12), (3, 1, 3)])
+def test_rows_are_filled_to_whole_shares(n_atoms, n_devices, rows):
+    assert whole_shares(n_atoms, (None,) * n_devices) == rows
