@@ -56,7 +56,107 @@ def over_time():
     return "\n".join(lines)
 
 
-TABLES = {"accuracy": accuracy, "over-time": over_time}
+STRUCTURES = {
+    "molecule": "3BPA, 27 atoms",
+    "silicon512": "silicon, 512 atoms",
+    "water": "water, 192 atoms",
+}
+PEERS = ("mace-torch", "InstaDeep mlip", "nequix mp-1", "apax GMNN")
+STEPS = {
+    "ours unfolded, no blocks": "all atoms at once",
+    "ours unfolded": "blocks of atoms",
+    "ours, no blocks": "folded, all atoms at once",
+    "ours": "folded, blocks of atoms (the default)",
+}
+
+
+def results(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def measured(row):
+    """Date, processor, cores, versions and command of a benchmark's row."""
+    versions = {k: v for r in row["rows"] for k, v in r.get("versions", {}).items()}
+    names = [k for k in ("jax", "mace-torch", "torch", "mlip", "nequix", "apax") if k in versions]
+    return (
+        f"Measured on {row['date']}, {row['processor']}, {len(row['cores'])} core, float32, "
+        + ", ".join(f"{name} {versions[name]}" for name in names)
+        + f". `{row['command']}`"
+    )
+
+
+def cell(row, ours):
+    """Milliseconds of a peer, and how often ours fits into them."""
+    if row is None or "ms" not in row:
+        return "–"
+    return f"{row['ms']:.3g} ({row['ms'] / ours:.1f}×)"
+
+
+def speed():
+    """Milliseconds of energy and forces, ours and the peers'."""
+    row = results("inference")
+    found = {(r["model"], r["size"], r["structure"]): r for r in row["rows"]}
+    lines = [
+        "| | structure | this package | " + " | ".join(PEERS) + " |",
+        "|---|---|---|" + "---|" * len(PEERS),
+    ]
+    sizes = list(dict.fromkeys(r["size"] for r in row["rows"] if r["model"] == "ours"))
+    for size in sizes:
+        for name, text in STRUCTURES.items():
+            ours = found["ours", size, name]["ms"]
+            others = [
+                found.get((peer, size, name))
+                or (found.get((peer, "its own", name)) if size == sizes[0] else None)
+                for peer in PEERS
+            ]
+            cells = " | ".join(cell(other, ours) for other in others)
+            lines.append(f"| {size} | {text} | {ours:.3g} | {cells} |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def training_speed():
+    """Milliseconds of a training step, ours and the peers'."""
+    row = results("training")
+    found = {(r["model"], r["size"]): r for r in row["rows"]}
+    lines = ["| | this package | mace-torch | InstaDeep mlip |", "|---|---|---|---|"]
+    for size in dict.fromkeys(r["size"] for r in row["rows"]):
+        ours = found["ours unfolded", size]["ms"]
+        cells = " | ".join(cell(found.get((peer, size)), ours) for peer in PEERS[:2])
+        lines.append(f"| {size} | {ours:.3g} | {cells} |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def steps():
+    """What blocks and folding gain, in milliseconds, and the share of the core's rates."""
+    row = results("inference")
+    found = {(r["model"], r["structure"]): r for r in row["rows"] if r["size"] == "64x0e"}
+    lines = ["| 64x0e | " + " | ".join(STRUCTURES.values()) + " |", "|---" * 4 + "|"]
+    for model, text in STEPS.items():
+        cells = " | ".join(f"{found[model, name]['ms']:.3g}" for name in STRUCTURES)
+        lines.append(f"| {text} | {cells} |")
+    ours = [found["ours", name] for name in STRUCTURES]
+    shares = " | ".join(f"{r['share_of_peak']:.0%}" for r in ours)
+    lines.append(f"| share of the rate of matrix products (arithmetic) | {shares} |")
+    shares = " | ".join(f"{r['share_of_bandwidth']:.0%}" for r in ours)
+    lines.append(f"| share of the bandwidth (each byte once) | {shares} |")
+    able = row["hardware"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The core's rate of float32 matrix products is {able['matmul_gflops']:.0f} Gflop/s, its "
+            f"bandwidth {able['copy_gigabytes']:.0f} GB/s.",
+        ]
+    )
+
+
+TABLES = {
+    "accuracy": accuracy,
+    "over-time": over_time,
+    "speed": speed,
+    "training-speed": training_speed,
+    "steps": steps,
+}
 
 
 def filled(text):

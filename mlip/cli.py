@@ -126,7 +126,7 @@ def describe_info(parser):
 
 def info(arguments):
     """Print what a model file holds, and the memory that it would take."""
-    from mlip.report import card, print_to_screen
+    from mlip.report import card, memory_lines, print_to_screen
     from mlip.runtime import keep_compiled_programs
     from mlip.training.checkpoint import load_model
 
@@ -136,7 +136,8 @@ def info(arguments):
         from mlip.deploy.estimate import memory
 
         keep_compiled_programs()
-        table |= memory(potential, arguments.atoms, arguments.density)
+        needs = memory(potential, arguments.atoms, arguments.density)
+        table |= needs if arguments.json else memory_lines(needs)
     if arguments.json:
         print(json.dumps(table, indent=1))
     else:

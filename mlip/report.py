@@ -141,6 +141,15 @@ def card(potential):
     }
 
 
+def memory_lines(needs):
+    """What `mlip.deploy.estimate.memory` found, for the terminal."""
+    size = f"{needs['atoms']} atoms with up to {needs['neighbors']} neighbours"
+    return {
+        "memory of an evaluation": f"{needs['inference_bytes'] / 1e9:.2f} GB for {size}",
+        "memory of a training step": f"{needs['training_bytes'] / 1e9:.2f} GB for {size}",
+    }
+
+
 def plot_parity(found, folder):
     """One PNG for each property of a `parity`: predicted against reference, and the errors.
 
