@@ -144,8 +144,8 @@ def steps():
         [
             *lines,
             "",
-            f"The core's rate of float32 matrix products is {able['matmul_gflops']:.0f} Gflop/s, its "
-            f"bandwidth {able['copy_gigabytes']:.0f} GB/s.",
+            f"The core multiplies float32 matrices at {able['matmul_gflops']:.0f} Gflop/s; its "
+            f"memory copies {able['copy_gigabytes']:.0f} GB/s.",
         ]
     )
 

@@ -89,6 +89,9 @@ def describe_evaluate(parser):
     parser.add_argument("--json", help="write the errors to this file")
     parser.add_argument("--plots", help="write parity plots to this folder")
     parser.add_argument("--dtype", help="float32 or float64; as trained if not given")
+    parser.add_argument(
+        "--unfolded", action="store_true", help="compute with the network itself, slower"
+    )
     settings.add_flags(parser, LabelKeys, "keys")
 
 
@@ -103,7 +106,8 @@ def evaluate(arguments):
 
     use_all_cores()
     keep_compiled_programs()
-    potential = fold(load_model(arguments.model, arguments.dtype))
+    potential = load_model(arguments.model, arguments.dtype)
+    potential = potential if arguments.unfolded else fold(potential)
     structures = read(arguments.data, settings.from_flags(LabelKeys, arguments))
     found = parity(structures, potential.predict(structures))
     errors = metrics(found)

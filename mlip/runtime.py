@@ -1,5 +1,6 @@
 """What a process decides once: where compiled programs are kept, and its host devices."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -17,9 +18,12 @@ def keep_compiled_programs():
     wanted = os.environ.get("MLIP_CACHE", "")
     if wanted == "off" or jax.config.jax_compilation_cache_dir is not None:
         return
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # nobody's process, in a container
+        return
     machine = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-    folder = Path(wanted or Path(base) / "mlip") / f"jax-{jax.__version__}-{machine}"
+    folder = Path(wanted or Path(base) / "mlip").expanduser() / f"jax-{jax.__version__}-{machine}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
@@ -35,9 +39,12 @@ def _processor():
 def use_all_cores():
     """Make every core that this process may use a device of its own.
 
-    For programs, not for libraries: it must come before jax computes anything, and holds for the
-    whole process. A number of devices that was set before is kept.
+    For programs, not for libraries: it holds for the whole process. A number of devices that was
+    set before, or with which jax has already computed, is kept.
     """
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in flags:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(RuntimeError):  # jax has computed already
         jax.config.update("jax_num_cpu_devices", cores)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph
-from mlip.model.network import SILU_GAIN, gather_senders, mix_channels
-from mlip.model.radial import bessel_basis, smooth_cutoff
+from mlip.model.blocks import gather_senders
+from mlip.model.network import mix_channels
+from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
 from mlip.model.so3 import spherical_harmonics
 
 EDGES = (16_640, 32_800, 40_000, 40_960)

@@ -52,12 +52,17 @@ def test_folding_changes_nothing(name, species):
     assert_same(predict(mlip.fold(potential), structures), predict(potential, structures), 1e-7)
 
 
-@pytest.mark.parametrize("block", [4, 5, 48])
-def test_the_size_of_blocks_changes_nothing(small_potential, block):
+@pytest.mark.parametrize("rows", [47, 48])  # blocks that leave rows to fill, and that do not
+def test_the_size_of_blocks_changes_nothing(small_potential, rows):
     structures = [make_structure(kind) for kind in KINDS]
     expected = predict(small_potential, structures)
-    assert_same(predict(replace(small_potential, block=block), structures), expected, 1e-12)
-    assert_same(predict(mlip.fold(small_potential, block=block), structures), expected, 1e-7)
+    for potential, tolerance in (
+        (replace(small_potential, block=5), 1e-12),
+        (mlip.fold(small_potential, block=5), 1e-7),
+    ):
+        frames = [(potential.species_of(s), s, build_table(s, 5.0)) for s in structures]
+        graph = pad(frames, replace(SHAPE, n_atoms=rows), 5.0, "float64")
+        assert_same(potential.split(potential.evaluate(graph), frames), expected, tolerance)
 
 
 def test_float32_agrees_with_the_unfolded_potential_in_float64(small_potential):
@@ -143,8 +148,43 @@ def test_a_derivative_by_the_tables_is_not_a_number(small_potential):
 def test_folding_twice_is_folding_once(small_potential):
     folded = mlip.fold(small_potential)
     assert mlip.fold(folded) is folded
+    with pytest.raises(ValueError, match="folded already"):
+        mlip.fold(folded, block=4)
+    with pytest.raises(ValueError, match="folded in float64"):
+        folded.with_dtype("float32")
 
 
-def test_a_negative_block_is_refused(small_potential):
-    with pytest.raises(ValueError, match="block is -1"):
-        mlip.fold(small_potential, block=-1)(make_structure("molecule"))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"species": []}, "empty"), ({"devices": ()}, "empty"), ({"block": -1}, "block is -1")],
+)
+def test_settings_that_mean_nothing_are_refused(small_potential, settings, message):
+    with pytest.raises(ValueError, match=message):
+        mlip.fold(small_potential, **settings)(make_structure("molecule"))
+
+
+def test_a_folded_potential_is_not_saved(small_potential, tmp_path):
+    with pytest.raises(ValueError, match="save the one that it came from"):
+        mlip.save(mlip.fold(small_potential), tmp_path / "folded.safetensors")
+
+
+def test_rough_radial_functions_get_finer_tables():
+    config = NetworkConfig(channels=2, radial_widths=(8,), n_radial=32, cutoff=4.0)
+    potential = untrained(config, (1, 8, 14), seed=1, average_neighbors=8, dtype="float64")
+    assert max(mlip.fold(potential).intervals) > 1000
+
+
+def test_forces_of_a_crystal_are_the_exact_derivative_of_the_energy():
+    config = OTHER_CONFIGS["three layers"]
+    potential = untrained(config, (1, 8, 14), seed=1, average_neighbors=8, dtype="float64")
+    folded, structure = mlip.fold(potential), make_structure("crystal")
+    direction = np.random.default_rng(0).normal(size=structure.positions.shape)
+    low, middle, high = predict(
+        folded,
+        [
+            replace(structure, positions=structure.positions + d * direction)
+            for d in (-1e-5, 0, 1e-5)
+        ],
+    )
+    numerical = -(high.energy - low.energy) / 2e-5
+    np.testing.assert_allclose((middle.forces * direction).sum(), numerical, rtol=1e-7)

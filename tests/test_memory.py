@@ -23,10 +23,10 @@ def potential():
     return untrained(SMALL, SPECIES, average_neighbors=8)
 
 
-def graph_of(potential, n_atoms):
+def graph_of(potential, n_atoms, n_structures=2):
     structure = make_structure("crystal")
     frame = (potential.species_of(structure), structure, build_table(structure, 4.0))
-    return pad([frame], Shape(n_atoms, 48, 2), 4.0)
+    return pad([frame], Shape(n_atoms, 48, n_structures), 4.0)
 
 
 def test_memory_grows_by_what_every_atom_holds(potential):
@@ -49,7 +49,7 @@ def test_a_program_that_does_not_fit_is_refused_with_the_size_that_does(potentia
     monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
     graph, folded = graph_of(potential, 400), mlip.fold(potential)
     needed = peak_bytes(folded.program(graph))
-    monkeypatch.setattr(available, "free_bytes", lambda: needed // 2)
+    monkeypatch.setattr(potentials, "free_bytes", lambda: needed // 2)
     with pytest.raises(MemoryError, match="of 400 atoms needs") as refused:
         mlip.fold(potential).evaluate(graph)
     assert 190 <= int(re.search(r"about (\d+) atoms fit", str(refused.value))[1]) <= 200
@@ -61,11 +61,24 @@ def test_what_fits_only_in_blocks_is_taken_in_blocks(potential, monkeypatch):
     graph, at_once = graph_of(potential, 400), mlip.fold(potential, block=0)
     expected = at_once.evaluate(graph)
     needed = peak_bytes(at_once.program(graph))
-    monkeypatch.setattr(available, "free_bytes", lambda: needed - 1)
+    monkeypatch.setattr(potentials, "free_bytes", lambda: needed - 1)
     in_blocks = mlip.fold(potential, block=0)
     for found, value in zip(in_blocks.evaluate(graph), expected):
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-5)
     assert peak_bytes(in_blocks.program(graph)) < needed
+
+
+def test_programs_are_told_apart_by_all_shapes(potential, monkeypatch):
+    expected = potential.evaluate(graph_of(potential, 24))
+    monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
+    for n_structures in (2, 3):
+        found = potential.evaluate(graph_of(potential, 24, n_structures))
+        np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-6)
+
+
+def test_more_than_32_bit_indices_count_is_refused(potential):
+    with pytest.raises(ValueError, match="32-bit"):
+        memory(potential, 10**9, density=0.1)
 
 
 def test_the_machine_tells_how_much_is_free():

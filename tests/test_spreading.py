@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from mlip.deploy.spread import whole_shares
+from mlip.simulation.calculator import Calculator
 
 PROGRAM = """
 import sys
@@ -18,20 +19,25 @@ from conftest import CONFIGS, make_structure
 import mlip
 from mlip.data.structure import to_ase
 from mlip.deploy import spread
+from mlip.model import potential as potentials
 
 assert len(jax.devices()) == 4
 spread.WORTHWHILE["cpu"] = 2  # so that a small crystal is shared
-for name in ("default", "vectors"):
-    config = CONFIGS[name]
+deep = mlip.NetworkConfig(
+    channels=3, layers=3, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0
+)
+for config in (CONFIGS["vectors"], deep):
     potential = mlip.untrained(config, (1, 8, 14), seed=1, average_neighbors=8, dtype="float64")
     atoms = to_ase(make_structure("crystal")) * (2, 2, 1)
+    del atoms[[3, 17]]  # 22 atoms leave rows to fill
     alone = mlip.Calculator(potential, devices=(jax.devices()[0],))
     shared = mlip.Calculator(potential)
+    potentials.MANY_SLOTS = 0 if config is deep else 1_000_000  # compiled ahead, or not
     results = []
     for calculator in (alone, shared):
         atoms.calc = calculator
         results.append((atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()))
-    assert len(shared.used.devices_for(len(atoms))) == 4
+    assert len(shared.used.sharing(len(atoms))) == 4
     for one, other in zip(*results):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-11)
 print("the same on four devices")
@@ -49,6 +55,11 @@ def test_four_devices_give_what_one_gives():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the same on four devices" in done.stdout
+
+
+def test_devices_are_for_folded_potentials(small_potential):
+    with pytest.raises(ValueError, match="only a folded potential"):
+        Calculator(small_potential, folded=False, devices=(None,))
 
 
 @pytest.mark.parametrize(("n_atoms", "n_devices", "rows"), [(8, 4, 8), (9, 4, 12), (3, 1, 3)])

@@ -51,7 +51,7 @@ def inference(potential):
         with potential.precision():
             graph = jax.device_put(pad([frame], shape, potential.config.cutoff, potential.dtype))
 
-        function, settings = potential.function(graph)
+        function, settings = potential.evaluator(graph)
 
         def call():
             with potential.precision():

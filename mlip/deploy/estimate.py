@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mlip.data.graph import Graph, Labels
-from mlip.deploy.fold import fold
+from mlip.deploy.fold import FoldedPotential, fold
 from mlip.model.memory import peak_bytes
 from mlip.model.potential import evaluate_graph, round_up
 from mlip.training import optimizer
@@ -15,9 +15,14 @@ from mlip.training.loop import TrainState, train_step
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
 
+SKIN = 0.5  # Å, of the calculator
+
 
 def memory(potential, n_atoms, density):
     """Peak memory of one evaluation and of one training step on a system of this size.
+
+    The evaluation is that of `mlip.Calculator` with its default skin, the training step that of
+    the default loss and optimizer.
 
     Args:
       n_atoms: atoms of the system, or of all frames in a batch.
@@ -28,18 +33,27 @@ def memory(potential, n_atoms, density):
       process adds a few hundred MB.
 
     Raises:
-      ValueError: a number of atoms or a density that is not positive.
+      ValueError: a number of atoms or a density that is not positive, more neighbours than 32-bit
+        indices count, or a potential that is folded.
     """
+    if isinstance(potential, FoldedPotential):
+        raise ValueError("the potential is folded; give the one that it came from")
     for name, value in {"atoms": n_atoms, "density": density}.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be positive")
-    neighbors = density * 4 / 3 * math.pi * potential.config.cutoff**3
-    # The table is as wide as the largest number of neighbours, which scatters about the mean.
-    width = round_up(math.ceil(min(neighbors + 3 * math.sqrt(neighbors), n_atoms * neighbors)))
-    graph, labels = _shapes(n_atoms, width, potential.dtype)
+    cutoff = potential.config.cutoff
+    # The calculator leaves room for a tenth more neighbours than it finds.
+    width = round_up(math.ceil(1.1 * _most_neighbors(density, cutoff + SKIN)))
+    if n_atoms * width >= 2**31:
+        raise ValueError(
+            f"{n_atoms} atoms with {width} neighbours are more than 32-bit indices count; "
+            f"{2**31 // width} atoms are the most"
+        )
     with potential.precision():
         folded = fold(potential)
+        graph, _ = _shapes(n_atoms, width, potential.dtype)
         inference = evaluate_graph.lower(folded.network, folded.weights, graph).compile()
+        graph, labels = _shapes(n_atoms, _most_neighbors(density, cutoff), potential.dtype)
         training = _lower_training(potential, graph, labels).compile()
     return {
         "atoms": n_atoms,
@@ -47,6 +61,12 @@ def memory(potential, n_atoms, density):
         "inference_bytes": peak_bytes(inference),
         "training_bytes": peak_bytes(training),
     }
+
+
+def _most_neighbors(density, cutoff):
+    """Neighbours of the atom that has most of them: their number scatters about the mean."""
+    mean = density * 4 / 3 * math.pi * cutoff**3
+    return math.ceil(mean + 3 * math.sqrt(mean))
 
 
 def _shapes(n_atoms, width, dtype):

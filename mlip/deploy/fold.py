@@ -18,7 +18,7 @@ from mlip.model.radial import SILU_GAIN, envelope
 # Largest error of the splines and of their slopes, relative to the largest function beyond the
 # distance; float32 itself is good to 1e-7.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-8}
-INTERVALS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
+INTERVALS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768)
 MARGIN = 8  # intervals beyond either end of a table, where the ends of the fit are felt
 
 
@@ -27,22 +27,36 @@ class FoldedPotential(Potential):
     """A potential for predictions only; `parameters` are tables and merged matrices."""
 
     intervals: tuple[int, ...] = ()  # of the tables of each layer
-    devices: tuple | None = None  # to spread large systems over; None for all of the process's
+    devices: tuple | None = None  # to spread systems over; None for those that make it faster
 
     @functools.cached_property
     def network(self):
-        block = self.block_size(best_on_cpu=8)
+        block = self.suitable_block(best_on_cpu=8)
         return FoldedNetwork(self.config, len(self.species), self.intervals, block)
 
-    def devices_for(self, n_atoms):
+    def with_dtype(self, dtype):
+        """The same potential; its tables are as fine as its precision, which stays.
+
+        Raises:
+          ValueError: another precision.
+        """
+        if dtype not in (None, self.dtype):
+            raise ValueError(
+                f"this potential was folded in {self.dtype}; fold potential.with_dtype({dtype!r})"
+            )
+        return self
+
+    def sharing(self, n_atoms):
         """Devices that share a system of so many atoms."""
         return devices_for(n_atoms) if self.devices is None else self.devices
 
-    def function(self, graph):
+    def evaluator(self, graph):
         n_atoms = len(graph.species)
-        devices = self.devices_for(n_atoms)
-        if len(devices) == 1 or n_atoms % len(devices):
-            return super().function(graph)
+        devices = self.sharing(n_atoms)
+        while n_atoms % len(devices):
+            devices = devices[:-1]
+        if len(devices) == 1 and self.devices is None:
+            return super().evaluator(graph)
         return evaluate_spread, (self.network, devices)
 
 
@@ -56,19 +70,25 @@ def fold(potential, species=None, block=None, devices=None):
       potential: a `Potential` in the precision it is to have; folded ones are returned unchanged.
       species: symbols or atomic numbers that will occur; all that the potential knows by default.
         Fewer make smaller tables.
-      block: atoms taken at a time; 0 takes all. By default what was measured best: a few on
-        a CPU, whose cache they fit, and all on a GPU.
-      devices: tuple of jax devices that share systems large enough; all of the process by default.
+      block: about how many atoms are taken at a time; 0 takes all. By default what was measured
+        best: a few on a CPU, whose cache they fit, and all on a GPU.
+      devices: of jax, which share every system; by default all of the process's share those that
+        are large enough to gain by it.
 
     Returns:
       a `FoldedPotential`.
 
     Raises:
-      ValueError: a species that the potential does not know.
+      ValueError: no species or one that the potential does not know; no devices; radial functions
+        too rough for tables; or settings for a potential that is folded already.
     """
     if isinstance(potential, FoldedPotential):
+        if any(setting is not None for setting in (species, block, devices)):
+            raise ValueError("the potential is folded already; fold the one that it came from")
         return potential
     chosen = potential.species if species is None else {number_of(s) for s in species}
+    if not chosen or (devices is not None and not devices):
+        raise ValueError("species or devices are empty; name at least one, or leave them away")
     if unknown := set(chosen) - set(potential.species):
         raise ValueError(
             f"the potential knows {', '.join(map(symbol, potential.species))}, not "
@@ -84,7 +104,9 @@ def fold(potential, species=None, block=None, devices=None):
         "average_neighbors": 1.0,
         "block": potential.block if block is None else block,
     }
-    return FoldedPotential(**values, intervals=intervals, devices=devices)
+    return FoldedPotential(
+        **values, intervals=intervals, devices=None if devices is None else tuple(devices)
+    )
 
 
 def merge(potential, kept):
@@ -92,6 +114,9 @@ def merge(potential, kept):
 
     Args:
       kept: indices of the species that are kept.
+
+    Raises:
+      ValueError: see `fit`.
     """
     config, channels = potential.config, potential.config.channels
     old = {name: np.asarray(value, float) for name, value in potential.parameters.items()}
@@ -136,7 +161,7 @@ def _tables(potential, layer, features, old):
     routes = paths(0 if layer == 0 else config.hidden_l, config.l_max)
 
     def functions(distance):
-        values = radial_network(potential, layer, distance) / potential.average_neighbors
+        values = radial_functions(potential, layer, distance) / potential.average_neighbors
         return values.reshape(len(distance), len(routes), channels)
 
     n_parts = [sum(route[2] == l for route in routes) for l in range(config.l_max + 1)]
@@ -170,7 +195,7 @@ def _numbered(name, layer, arrays):
     return {f"{name}_{layer}_{index}": array for index, array in enumerate(arrays)}
 
 
-def radial_network(potential, layer, distance):
+def radial_functions(potential, layer, distance):
     """The network's radial functions divided by the cutoff function, in float64.
 
     Without the cutoff function, which vanishes to third order, they are smooth beyond both ends
@@ -222,7 +247,7 @@ def fit(functions, potential):
             return spline.c[MARGIN - 2 :][: intervals + DEGREE], intervals
     raise ValueError(
         f"the radial functions change too fast for a table of {intervals} intervals; use the "
-        "potential unfolded (folded=False)"
+        "potential unfolded (folded=False, or --unfolded)"
     )
 
 

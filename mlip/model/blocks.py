@@ -16,9 +16,12 @@ def map_blocks(function, block, *arrays):
 
     Args:
       function: of arrays [n, ...] to a pytree of arrays [n, ...], each row from the same rows.
-      block: atoms at a time; None takes all at once, as does a number of atoms so small that
-        the loop would cost more than the cache saves.
+      block: about how many atoms at a time; None takes all at once, as does a number of atoms so
+        small that the loop would cost more than the cache saves.
       arrays: [n_atoms, ...]
+
+    Returns:
+      what `function` gives, for all atoms.
     """
     n_atoms = arrays[0].shape[0]
     if block is None or n_atoms <= SMALL * block:
@@ -42,11 +45,15 @@ def map_blocks(function, block, *arrays):
 
 
 def block_size(wanted, columns, best_on_cpu):
-    """Atoms to take at a time: `wanted`, 0 for all; if None, what suits the cache of a CPU.
+    """Atoms to take at a time, or None for all.
 
     Args:
+      wanted: a number, 0 for all, or None for what suits the cache of a CPU.
       columns: features of an atom; the more, the fewer atoms.
       best_on_cpu: measured best number of atoms for 64 features.
+
+    Raises:
+      ValueError: a negative number.
     """
     if wanted is None:
         on_cpu = jax.default_backend() == "cpu"
@@ -85,7 +92,7 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
 
 
 def gather_senders(features, graph, axis=None):
-    """Rows of `features` [n_atoms, ...] for every slot of the neighbour table."""
+    """`features` [n_atoms, ...] of the sender in every slot, [n_atoms, max_neighbors, ...]."""
 
     def gather(index, rows):
         return from_all_devices(rows, axis)[index[0]]

@@ -30,31 +30,38 @@ def free_bytes():
         return None
     free = 1024 * int(available.split()[1])
     # A container or a batch job may have less than the machine.
-    group = Path("/sys/fs/cgroup")
+    return min([free, *_left_to_groups()])
+
+
+def _left_to_groups():
+    """Bytes that the control groups of this process still allow, where they limit it."""
     try:
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no such group, or no limit
-        return free
+        path = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].strip("/")
+    except OSError:
+        return
+    inner = Path("/sys/fs/cgroup") / path
+    for group in (inner, *inner.parents):
+        try:
+            limit, used = (
+                int((group / f"memory.{name}").read_text()) for name in ("max", "current")
+            )
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or no limit
+            continue
+        yield max(limit - used + int(counts["inactive_file"]), 0)  # file pages are given back
 
 
-def fits(needed):
-    """Whether so many bytes are free, as far as one can know."""
-    free = free_bytes()
-    return free is None or needed <= free
-
-
-def require_room(needed, n_atoms, what):
+def require_room(needed, free, n_atoms, what):
     """Refuse what does not fit into memory, naming the size that would.
 
     Args:
       needed: bytes for `n_atoms` atoms.
+      free: bytes, or None where nobody tells.
 
     Raises:
-      MemoryError: less than that is free.
+      MemoryError: needed is more than free.
     """
-    if not fits(needed):
-        free = free_bytes()
+    if free is not None and needed > free:
         raise MemoryError(
             f"{what} of {n_atoms} atoms needs {needed / 1e9:.1f} GB of memory, but only "
             f"{free / 1e9:.1f} GB are free; about {int(n_atoms * free / needed)} atoms fit. Take "

@@ -10,7 +10,7 @@ import numpy as np
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import Structure, number_of, symbol
 from mlip.model.blocks import block_size, collect_slots, from_all_devices
-from mlip.model.memory import fits, peak_bytes, require_room
+from mlip.model.memory import free_bytes, peak_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import covalent_radii, zbl_energy
 
@@ -134,9 +134,10 @@ class Potential:
 
     @functools.cached_property
     def network(self):
-        return Network(self.config, len(self.species), self.block_size(best_on_cpu=16))
+        return Network(self.config, len(self.species), self.suitable_block(best_on_cpu=16))
 
-    def block_size(self, best_on_cpu):
+    def suitable_block(self, best_on_cpu):
+        """Atoms to take at a time on this device; see `block_size`."""
         columns = self.config.channels * (self.config.hidden_l + 1)
         return block_size(self.block, columns, best_on_cpu)
 
@@ -211,35 +212,44 @@ class Potential:
         Raises:
           MemoryError: the batch needs more memory than is free.
         """
-        function, settings = self.function(graph)
         with self.precision():
             if graph.neighbors.size > MANY_SLOTS:
                 outputs = self.program(graph)(self.weights, graph)
             else:
+                function, settings = self.evaluator(graph)
                 outputs = function(*settings, self.weights, graph)
         return [np.asarray(output, float) for output in outputs]
 
-    def function(self, graph):
+    def evaluator(self, graph):
         """The jitted function that predicts a graph, and its static arguments."""
         return evaluate_graph, (self.network,)
 
     def program(self, graph):
-        """Compiled function of the weights and a large graph, known to fit into memory."""
-        if graph.neighbors.shape not in self.programs:
-            function, (network, *others) = self.function(graph)
+        """Compiled function of the weights and a large graph, known to fit into memory.
+
+        Raises:
+          MemoryError: it does not fit.
+        """
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(graph))
+        if shapes not in self.programs:
+            function, (network, *others) = self.evaluator(graph)
+            n_atoms = len(graph.species)
+            # Devices of the host share one memory; what is analysed is the part of each.
+            shares = len(others[0]) if others and others[0][0].platform == "cpu" else 1
             # Where all atoms are taken at once, blocks are the way to fit larger systems.
-            for block in (network.block, network.block or LARGE_BLOCK):
+            for block in (network.block, network.block or min(LARGE_BLOCK, n_atoms // 8 + 1)):
                 settings = replace(network, block=block), *others
                 compiled = function.lower(*settings, self.weights, graph).compile()
-                needed = peak_bytes(compiled)
-                if fits(needed):
+                needed, free = shares * peak_bytes(compiled), free_bytes()
+                if free is None or needed <= free:
                     break
-            require_room(needed, len(graph.species), "an evaluation")
-            self.programs[graph.neighbors.shape] = compiled
-        return self.programs[graph.neighbors.shape]
+            require_room(needed, free, n_atoms, "an evaluation")
+            self.programs[shapes] = compiled
+        return self.programs[shapes]
 
     @functools.cached_property
     def programs(self):
+        """Compiled programs by the shapes of their graphs; a cache, which changes no result."""
         return {}
 
     def split(self, outputs, frames):

@@ -7,7 +7,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
-from mlip.deploy.fold import fold
+from mlip.deploy.fold import FoldedPotential, fold
 from mlip.deploy.spread import whole_shares
 from mlip.model.potential import Potential, round_up
 from mlip.runtime import keep_compiled_programs
@@ -19,8 +19,9 @@ class Calculator(AseCalculator):
 
     `energy` and `free_energy` (eV), `energies` (eV), `forces` (eV/Å) and `stress` (eV/Å³, Voigt's
     order and ASE's sign; only for cells with a volume). The compiled program is kept as long as the
-    atoms fit its padded size, and the neighbour table as long as no atom has moved half the skin
-    and cell, periodicity and elements are the same.
+    atoms fit its padded size, and for later processes in a cache (`mlip.runtime`); the neighbour
+    table as long as no atom has moved half the skin and cell, periodicity and elements are the
+    same.
 
     Args:
       model: path of a model file, or a `Potential`.
@@ -31,7 +32,8 @@ class Calculator(AseCalculator):
         process's where that is faster.
 
     Raises:
-      FileNotFoundError, ValueError: no such model, a damaged one, or a negative skin.
+      FileNotFoundError, ValueError: no such model, a damaged one, a negative skin, or devices for a
+        potential that is not folded.
     """
 
     implemented_properties = ("energy", "free_energy", "energies", "forces", "stress")
@@ -44,7 +46,9 @@ class Calculator(AseCalculator):
         is_potential = isinstance(model, Potential)
         self.potential = model.with_dtype(dtype) if is_potential else load_model(model, dtype)
         self.skin = float(skin)
-        self.folded = folded
+        if devices is not None and not folded:
+            raise ValueError("only a folded potential is spread over devices; leave them away")
+        self.folded = folded and not isinstance(self.potential, FoldedPotential)
         self.devices = devices
         self.used = self.potential  # what is computed with
         self.shape = Shape(1, 1, 2)
@@ -57,6 +61,7 @@ class Calculator(AseCalculator):
           ValueError: an element the potential does not know, or atoms that coincide.
           PropertyNotImplementedError: stress asked for without a periodic cell with a volume.
           FloatingPointError: the potential gives a number that is not finite.
+          MemoryError: the system does not fit into memory.
         """
         super().calculate(atoms, properties, system_changes)
         structure = from_ase(self.atoms, name=f"the structure {self.atoms.symbols}")
@@ -97,7 +102,7 @@ class Calculator(AseCalculator):
         if n_atoms > self.shape.n_atoms or width > self.shape.max_neighbors:
             # Room for a tenth more neighbours, so that fluctuations compile nothing.
             if self.folded:
-                n_atoms = whole_shares(n_atoms, self.used.devices_for(n_atoms))
+                n_atoms = whole_shares(n_atoms, self.used.sharing(n_atoms))
             self.shape = Shape(
                 max(n_atoms, self.shape.n_atoms),
                 max(round_up(-(-11 * width // 10)), self.shape.max_neighbors),

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from mlip.data.structure import number_of, symbol
-from mlip.model.network import NetworkConfig, parameter_shapes
+from mlip.model.network import Network, NetworkConfig, parameter_shapes
 from mlip.model.potential import Potential
 
 FORMAT = "mlip-jax model"
@@ -39,7 +39,13 @@ def atomic_write(path):
 
 
 def save_model(potential, path):
-    """Write a potential to one safetensors file: weights, and JSON that says what they are."""
+    """Write a potential to one safetensors file: weights, and JSON that says what they are.
+
+    Raises:
+      ValueError: a folded potential, which is made anew wherever it is used.
+    """
+    if not isinstance(potential.network, Network):
+        raise ValueError("a folded potential is not kept; save the one that it came from")
     tensors = {
         name: np.ascontiguousarray(value) for name, value in sorted(potential.parameters.items())
     }

@@ -34,6 +34,9 @@ class TrainConfig:
     max_minutes: float | None = None  # wall-clock time of the run
     patience: int | None = None  # stop after this many epochs without a better validation error
     dtype: str = "float32"  # float32 or float64
+    block: int | None = (
+        None  # atoms taken through a layer at a time, 0 for all; best for the device
+    )
     checkpoint_seconds: float = 60.0  # time between saved states
     keys: LabelKeys = field(default_factory=LabelKeys)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -52,6 +55,10 @@ class TrainConfig:
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise ValueError(
                 f"checkpoint_seconds is {self.checkpoint_seconds}; it must be zero or positive"
+            )
+        if self.block is not None and self.block < 0:
+            raise ValueError(
+                f"block is {self.block}; give a positive number of atoms, or 0 for all"
             )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be zero or positive")
@@ -203,6 +210,7 @@ def _untrained(config, train, tables, e0):
         scale=np.full(len(species), scale if scale > 1e-8 else 1.0),
         average_neighbors=max(float(neighbors), 1e-3),
         dtype=config.dtype,
+        block=config.block,
     )
     table = ", ".join(f"{symbol(z)} {e0.values[z]:.4f}" for z in species)
     lines = [f"E0 from {e0.source}: {table} eV"]
