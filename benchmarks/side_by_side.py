@@ -307,12 +307,18 @@ def show(rows, columns):
         print("  ".join([*line, *cells[len(columns) :]]).rstrip())
 
 
+def told(arguments):
+    """Arguments without the folders of one machine."""
+    places = [i for i, a in enumerate(arguments) if a in ("--peers", "--out")]
+    return [a for i, a in enumerate(arguments) if i not in places and i - 1 not in places]
+
+
 def write(name, options, rows, **more):
     """Write the JSON row of a script with all it depends on."""
     row = {
         "rows": rows,
         **more,
-        "command": "python " + " ".join([f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": "python " + " ".join([f"benchmarks/{name}.py", *told(sys.argv[1:])]),
         **machine(),
         "cores": sorted(options.cores),
     }

@@ -89,7 +89,11 @@ def cell(row, ours):
     """Milliseconds of a peer, and how often ours fits into them."""
     if row is None or "ms" not in row:
         return "–"
-    return f"{row['ms']:.3g} ({row['ms'] / ours:.1f}×)"
+    return f"{rounded(row['ms'])} ({row['ms'] / ours:.1f}×)"
+
+
+def rounded(milliseconds):
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def speed():
@@ -110,7 +114,7 @@ def speed():
                 for peer in PEERS
             ]
             cells = " | ".join(cell(other, ours) for other in others)
-            lines.append(f"| {size} | {text} | {ours:.3g} | {cells} |")
+            lines.append(f"| {size} | {text} | {rounded(ours)} | {cells} |")
     return "\n".join([*lines, "", measured(row)])
 
 
@@ -122,7 +126,7 @@ def training_speed():
     for size in dict.fromkeys(r["size"] for r in row["rows"]):
         ours = found["ours unfolded", size]["ms"]
         cells = " | ".join(cell(found.get((peer, size)), ours) for peer in PEERS[:2])
-        lines.append(f"| {size} | {ours:.3g} | {cells} |")
+        lines.append(f"| {size} | {rounded(ours)} | {cells} |")
     return "\n".join([*lines, "", measured(row)])
 
 
@@ -132,7 +136,7 @@ def steps():
     found = {(r["model"], r["structure"]): r for r in row["rows"] if r["size"] == "64x0e"}
     lines = ["| 64x0e | " + " | ".join(STRUCTURES.values()) + " |", "|---" * 4 + "|"]
     for model, text in STEPS.items():
-        cells = " | ".join(f"{found[model, name]['ms']:.3g}" for name in STRUCTURES)
+        cells = " | ".join(rounded(found[model, name]["ms"]) for name in STRUCTURES)
         lines.append(f"| {text} | {cells} |")
     ours = [found["ours", name] for name in STRUCTURES]
     shares = " | ".join(f"{r['share_of_peak']:.0%}" for r in ours)

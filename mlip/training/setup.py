@@ -34,9 +34,7 @@ class TrainConfig:
     max_minutes: float | None = None  # wall-clock time of the run
     patience: int | None = None  # stop after this many epochs without a better validation error
     dtype: str = "float32"  # float32 or float64
-    block: int | None = (
-        None  # atoms taken through a layer at a time, 0 for all; best for the device
-    )
+    block: int | None = None  # atoms taken through a layer at a time; 0 for all at once
     checkpoint_seconds: float = 60.0  # time between saved states
     keys: LabelKeys = field(default_factory=LabelKeys)
     network: NetworkConfig = field(default_factory=NetworkConfig)
