@@ -1,5 +1,6 @@
 """Memory is predicted, and what does not fit is refused with the size that does."""
 
+import json
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from conftest import SPECIES, make_structure
 
 import mlip
+from mlip.cli import main
 from mlip.data.graph import Shape, build_table, pad
 from mlip.deploy.estimate import memory
 from mlip.model import memory as available
@@ -84,3 +86,16 @@ def test_more_than_32_bit_indices_count_is_refused(potential):
 def test_the_machine_tells_how_much_is_free():
     free = available.free_bytes()
     assert free is None or 1e8 < free < 1e14
+
+
+def test_info_tells_the_memory(potential, tmp_path, capsys):
+    path = str(tmp_path / "model.safetensors")
+    mlip.save(potential, path)
+    assert main(["info", path, "--atoms", "20000", "--density", "0.05", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = memory(potential, 20_000, density=0.05)
+    assert {key: told[key] for key in expected} == expected
+    assert main(["info", path, "--atoms", "20000", "--density", "0.05"]) == 0
+    assert "memory of a training step" in capsys.readouterr().out
+    assert main(["info", path, "--atoms", "-1"]) == 2
+    assert "must be positive" in capsys.readouterr().err
