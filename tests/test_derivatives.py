@@ -92,7 +92,7 @@ def test_a_skin_around_the_cutoff_changes_nothing(small_potential):
     structure = make_structure("crystal")
     exact = predict(small_potential, [structure])[0]
     atoms = to_ase(structure)
-    atoms.calc = Calculator(small_potential, skin=1.5)
+    atoms.calc = Calculator(small_potential, skin=1.5, folded=False)
     np.testing.assert_allclose(atoms.get_potential_energy(), exact.energy, rtol=0, atol=1e-11)
     np.testing.assert_allclose(atoms.get_forces(), exact.forces, rtol=0, atol=1e-11)
 
