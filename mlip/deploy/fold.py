@@ -177,15 +177,14 @@ def _tables(potential, layer, features, old):
     def mixed(distance):  # [n, species, degrees, channels]
         return np.einsum("rlc,zc,lcd->rzld", functions(distance), senders, stacked)
 
+    table, n = fit(lambda r: mixed(r).reshape(len(r), -1), potential)
     if len(senders) > 1:
-        table, n = fit(lambda r: mixed(r).reshape(len(r), -1), potential)
         table = table.reshape(len(table), len(senders), len(routes), channels)
         tables = [
             np.concatenate(list(np.moveaxis(table[:, :, l], 1, 0))) for l in range(len(routes))
         ]
         return _numbered("table", layer, tables), {}, n
 
-    table, n = fit(lambda r: mixed(r).reshape(len(r), -1), potential)
     basis, expand = _few_functions(table, n, config, TOLERANCE[potential.dtype])
     matrices = np.split(expand, len(routes), axis=1)
     return _numbered("table", layer, [basis]), _numbered("mix", layer, matrices), n
