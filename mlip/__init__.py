@@ -3,7 +3,7 @@
 The package reads downwards; a module imports only from those above it.
 
     units.py               numbers and conversions
-    runtime.py             what a process decides once: cache of compiled programs, host devices
+    runtime.py             what a process decides once: program cache, host devices, signals
     config.py              TOML or flags → frozen dataclasses
     data/                  host side, NumPy in float64
         structure.py       Structure: one configuration with optional labels; ASE in and out
@@ -32,7 +32,14 @@ The package reads downwards; a module imports only from those above it.
         estimate.py        memory of inference and training by the number of atoms
     simulation/
         calculator.py      ASE calculator
-        dynamics.py        energy and forces for jax-md
+        neighbors.py       neighbour tables found on the device, for systems that move
+        jaxmd.py           energy and neighbours in jax-md's calling convention
+        integrators.py     equations of motion, thermostats, barostats
+        engine.py          many steps in one compiled loop
+        setup.py           DynamicsConfig; structures as the arrays of a run
+        trajectory.py      frames in memory and in files
+        restart.py         the state that a simulation resumes from
+        dynamics.py        run(): molecular dynamics of one system or many
     report.py              tables, progress, plots
     quickstart.py          the whole job on the data inside the package
     cli.py                 the command line

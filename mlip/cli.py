@@ -63,7 +63,7 @@ def describe_train(parser):
 def train(arguments):
     """Train a potential on DFT energies, forces and stresses."""
     from mlip.report import Screen, write_run_report
-    from mlip.training.loop import Stop
+    from mlip.runtime import Stop
     from mlip.training.loop import train as run_training
     from mlip.training.setup import TrainConfig, read_table
 

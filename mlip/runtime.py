@@ -1,9 +1,11 @@
-"""What a process decides once: where compiled programs are kept, and its host devices."""
+"""What a process decides once: its cache of compiled programs, host devices, signals to stop."""
 
 import contextlib
 import hashlib
 import os
 import platform
+import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -48,3 +50,35 @@ def use_all_cores():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(RuntimeError):  # jax has computed already
         jax.config.update("jax_num_cpu_devices", cores)
+
+
+class Stop(KeyboardInterrupt):
+    """Raised between two steps when a signal asked the run to end."""
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A function that raises `Stop` once Ctrl-C or SIGTERM has come; a second Ctrl-C interrupts."""
+    received = []
+
+    def note(number, frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    def check():
+        if received:
+            raise Stop(received[0])
+
+    main = threading.current_thread() is threading.main_thread()
+    wanted = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, note) for number in wanted}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

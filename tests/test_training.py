@@ -176,7 +176,7 @@ class StopAt:
 
 @pytest.mark.parametrize(("step", "number"), [(9, signal.SIGTERM), (12, signal.SIGINT)])
 def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(tmp_path, step, number):
-    from mlip.training.loop import Stop
+    from mlip.runtime import Stop
 
     whole = train(config_for(tmp_path, out=str(tmp_path / "whole")))
     config = config_for(tmp_path)

@@ -61,9 +61,7 @@ def read(path, keys=LabelKeys()):
       ValueError: a file that ASE cannot read, no frame, several candidates for a label, or no
         energies or forces at all.
     """
-    frames = [frame for file in files_of(Path(path)) for frame in _read_file(file)]
-    if not frames:
-        raise ValueError(f"{path} holds no frames; give a file with at least one structure")
+    frames = read_atoms(path)
     if keys is None:
         return [from_ase(atoms, name) for name, atoms in frames]
     found = [_candidates(atoms) for _, atoms in frames]
@@ -96,6 +94,14 @@ def _read_file(path):
     except Exception as error:  # each of ASE's readers fails in its own way on a damaged file
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     return [(f"{path.name}#{index}", atoms) for index, atoms in enumerate(images)]
+
+
+def read_atoms(path):
+    """(name, `ase.Atoms`) of every frame of a file or folder, as ASE gives them; see `read`."""
+    frames = [frame for file in files_of(Path(path)) for frame in _read_file(file)]
+    if not frames:
+        raise ValueError(f"{path} holds no frames; give a file with at least one structure")
+    return frames
 
 
 def _candidates(atoms):
@@ -315,3 +321,26 @@ def fit_atomic_energies(train, elements):
         )
     table = dict(zip(elements, values.tolist()))
     return AtomicEnergies(table, f"least squares over {len(labelled)} energies", note)
+
+
+def closest_pairs(structures, tables):
+    """Shortest distance of every pair of elements that are neighbours: {"H-O": 0.94, …}, Å.
+
+    Args:
+      tables: the neighbour `Table` of each structure.
+    """
+    found = {}
+    for structure, table in zip(structures, tables):
+        vectors = table.displacement(structure.positions, structure.cell, 0.0)[table.used]
+        distance = np.linalg.norm(vectors, axis=1)
+        receivers = np.nonzero(table.used)[0]
+        kinds = np.stack(
+            [structure.numbers[receivers], structure.numbers[table.neighbors[table.used]]]
+        )
+        low, high = np.sort(kinds, axis=0)
+        order = np.lexsort((distance, high, low))
+        pairs, first = np.unique(np.stack([low, high])[:, order], axis=1, return_index=True)
+        for (a, b), shortest in zip(pairs.T, distance[order][first]):
+            pair = f"{symbol(a)}-{symbol(b)}"
+            found[pair] = min(found.get(pair, np.inf), float(shortest))
+    return found

@@ -1,214 +1,415 @@
-"""A potential in jax-md: an energy function of positions, and constant-energy dynamics with it.
+"""Molecular dynamics: one system or many, in any cell, with a thermostat and a barostat.
 
-Neighbour tables are built on the host and hold while no atom has moved half the skin. The compiled
-loop watches that and ends before the first step that would need a new table, so that no step ever
-lacks a neighbour.
+The host plans, writes and watches; all steps are taken by `mlip.simulation.engine` on the device.
 """
 
-import functools
-from dataclasses import dataclass, replace
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import units
-from ase.data import atomic_masses
-from jax_md import simulate
 
-from mlip.data.graph import Graph, build_table
-from mlip.deploy.fold import fold
-from mlip.model.potential import Weights, atom_energies
-from mlip.runtime import keep_compiled_programs
+from mlip.data.structure import Structure
+from mlip.deploy.fold import FoldedPotential, fold
+from mlip.model.memory import free_bytes, peak_bytes, require_room
+from mlip.model.potential import round_up
+from mlip.runtime import Stop, keep_compiled_programs, stop_signals
+from mlip.simulation import engine as engines
+from mlip.simulation import setup
+from mlip.simulation.engine import Engine
+from mlip.simulation.integrators import Method
+from mlip.simulation.jaxmd import energy_fn, neighbor_fn
+from mlip.simulation.neighbors import Room, plan
+from mlip.simulation.restart import read_checkpoint, restore, settings_of, write_checkpoint
+from mlip.simulation.setup import DynamicsConfig, Start
+from mlip.simulation.trajectory import Files, Frame, Trajectory
+from mlip.units import GPA
 
-STRETCH = 50  # steps between frames
+__all__ = ["DynamicsConfig", "Start", "Trajectory", "energy_fn", "neighbor_fn", "run"]
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Neighbors:
-    """The neighbour table of a structure for jax-md, with the positions it was built at."""
-
-    neighbors: jax.Array  # [n_atoms, max_neighbors]
-    reverse: jax.Array  # [n_atoms, max_neighbors]
-    offset: jax.Array  # [n_atoms, max_neighbors, 3] Å, lattice vectors crossed; far for padding
-    species: jax.Array  # [n_atoms]
-    weights: Weights
-    reference: jax.Array  # [n_atoms, 3] Å
-    skin: jax.Array  # scalar, Å
-
-    def hold(self, positions):
-        """True while the table has every pair within the cutoff."""
-        moved = ((positions - self.reference) ** 2).sum(axis=-1).max()
-        return moved < (self.skin / 2) ** 2
+CALL_SECONDS = 2.0  # about how long the device is left alone
+# Beyond which atoms that ask for room in the table have collapsed: growth in a step, and attempts.
+MOST_GROWTH = 8
+MOST_ATTEMPTS = 4
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """Frames of a simulation; NumPy float64."""
-
-    times: np.ndarray  # [n_frames] fs
-    positions: np.ndarray  # [n_frames, n_atoms, 3] Å
-    velocities: np.ndarray  # [n_frames, n_atoms, 3] Å/fs
-    potential_energy: np.ndarray  # [n_frames] eV
-    kinetic_energy: np.ndarray  # [n_frames] eV
-
-
-def find_neighbors(potential, structure, skin=0.5, max_neighbors=0):
-    """`Neighbors` of a structure, in the potential's precision.
+def run(
+    potential,
+    structures,
+    config=None,
+    velocities=None,
+    out=None,
+    resume=False,
+    show=None,
+    folded=True,
+):
+    """Simulate one system, or several side by side.
 
     Args:
-      skin: Å beyond the cutoff.
-      max_neighbors: columns of the table at least, so that compiled programs can be kept.
-    """
-    cutoff = potential.config.cutoff
-    table = build_table(structure, cutoff + skin)
-    n_atoms, width = table.size()
-    columns = max(width, max_neighbors)
-    index = np.arange(n_atoms)[:, None]
-    neighbors = np.repeat(index, columns, axis=1)
-    reverse = np.arange(n_atoms * columns).reshape(n_atoms, columns)
-    offset = np.zeros((n_atoms, columns, 3))
-    offset[..., 0] = 2 * cutoff
-    neighbors[:, :width] = table.neighbors
-    rows, places = np.divmod(table.reverse, width)
-    reverse[:, :width] = rows * columns + places
-    offset[:, :width][table.used] = (table.shifts @ structure.cell)[table.used]
-    with potential.precision():
-        return Neighbors(
-            jnp.asarray(neighbors.astype(np.int32)),
-            jnp.asarray(reverse.astype(np.int32)),
-            jnp.asarray(offset, potential.dtype),
-            jnp.asarray(potential.species_of(structure)),
-            potential.weights,
-            jnp.asarray(structure.positions, potential.dtype),
-            jnp.asarray(skin, potential.dtype),
-        )
-
-
-def energy_fn(network):
-    """jax-md's `energy_fn(positions, neighbor)`: eV above the baseline of single atoms.
-
-    Args:
-      network: a potential's `network`.
-    """
-
-    def energy(positions, neighbor, **_):
-        displacement = positions[neighbor.neighbors] + neighbor.offset - positions[:, None]
-        graph = Graph(
-            species=neighbor.species,
-            structure=jnp.zeros_like(neighbor.species),
-            neighbors=neighbor.neighbors,
-            reverse=neighbor.reverse,
-            displacement=displacement,
-            volume=jnp.ones(1, positions.dtype),
-            n_atoms=jnp.ones(1, neighbor.species.dtype),
-        )
-        return atom_energies(network, neighbor.weights, graph).sum()
-
-    return energy
-
-
-def _shift(positions, change, **_):
-    return positions + change
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _stretch(network, steps, state, neighbor, timestep):
-    """Up to `steps` of velocity Verlet, as long as the table holds; the state and steps done."""
-    _, apply = simulate.nve(energy_fn(network), _shift, timestep)
-
-    def more(carry):
-        _, done, held = carry
-        return (done < steps) & held
-
-    def step(carry):
-        state, done, _ = carry
-        after = apply(state, neighbor=neighbor)
-        held = neighbor.hold(after.position)
-        kept = jax.tree.map(lambda new, old: jnp.where(held, new, old), after, state)
-        return kept, done + held, held
-
-    state, done, _ = jax.lax.while_loop(more, step, (state, 0, True))
-    return state, done
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _energy_and_forces(network, positions, neighbor):
-    energy, gradient = jax.value_and_grad(energy_fn(network))(positions, neighbor)
-    return energy, -gradient
-
-
-def run_nve(potential, structure, velocities, timestep, n_steps, skin=0.5, folded=True):
-    """Dynamics at constant energy by jax-md's velocity Verlet; a frame every 50 steps.
-
-    Args:
-      potential: a `Potential`; its precision is that of the run.
-      velocities: [n_atoms, 3], Å/fs.
-      timestep: fs.
-      skin: Å beyond the cutoff within which the neighbour table is kept.
+      potential: a `Potential`.
+      structures: a `Structure`, or a list of structures or of `Start`. A single one with several
+        temperatures is simulated at each of them.
+      config: a `DynamicsConfig`; its defaults if None.
+      velocities: of a single structure, [n_atoms, 3] Å/fs; drawn at the temperature if None.
+      out: folder for `trajectory.xyz`, `thermo.csv` and `checkpoint.npz`, with subfolders 000,
+        001, … for several systems; None keeps all in memory.
+      resume: go on from the checkpoint in `out`; on a CPU bit for bit as if never stopped.
+      show: an object with `line(text)` and `update(step, rows)`; see `mlip.report.DynamicsScreen`.
       folded: compute with the folded potential (see `mlip.fold`), several times faster.
 
     Returns:
-      `Trajectory`, the start included.
+      a `Trajectory`, or a list of them for several systems. Of frames that are written to files
+      only the last is kept in memory. A system beyond a limit is stopped there, and says why.
 
     Raises:
-      ValueError: a time step, number of steps or skin that is not positive, or velocities that are
-        not finite numbers of the right shape.
-      FloatingPointError: an atom moves farther than half the skin in a single step.
+      ValueError: settings that do not fit the structures or each other, an element the potential
+        does not know, a start with atoms that coincide or beyond a limit, or a resume with
+        other settings or another model.
+      FileExistsError: `out` holds a simulation and `resume` is not given.
+      FileNotFoundError: nothing to resume from.
+      MemoryError: the systems do not fit into memory.
+      OSError: files cannot be written.
     """
-    for name, value in {"timestep": timestep, "n_steps": n_steps, "skin": skin}.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value}; it must be positive")
-    if np.shape(velocities) != structure.positions.shape or not np.isfinite(velocities).all():
-        raise ValueError(
-            f"velocities have shape {np.shape(velocities)} or are not finite; give finite ones of "
-            f"shape {structure.positions.shape}"
-        )
+    config = config or DynamicsConfig()
     keep_compiled_programs()
-    if folded:
-        potential.species_of(structure)
-        potential = fold(potential, set(structure.numbers.tolist()))
-    network, masses = potential.network, atomic_masses[structure.numbers]
-    with potential.precision():
-        neighbor = find_neighbors(potential, structure, skin)
-        state = _initial_state(network, structure, velocities, masses, neighbor)
-        energy, _ = _energy_and_forces(network, state.position, neighbor)
-        frames = [_frame(potential, structure, 0.0, state, energy)]
-        done = 0
-        while done < n_steps:
-            target = min(done + STRETCH, n_steps)
-            while done < target:
-                args = (target - done, state, neighbor, timestep * units.fs)
-                state, steps = _stretch(network, *args)
-                if steps == 0 and bool((state.position == neighbor.reference).all()):
-                    raise FloatingPointError(
-                        f"{structure.name}: an atom moves more than {skin / 2} Å in one step after "
-                        f"{done} steps; the time step is too long or the potential unstable here"
-                    )
-                done += int(steps)
-                if done < target:
-                    here = replace(structure, positions=np.asarray(state.position, float))
-                    neighbor = find_neighbors(potential, here, skin, neighbor.neighbors.shape[1])
-            energy, _ = _energy_and_forces(network, state.position, neighbor)
-            frames.append(_frame(potential, structure, done * timestep, state, energy))
-    return Trajectory(*(np.array(column) for column in zip(*frames)))
+    starts = [structures] if isinstance(structures, Structure) else list(structures)
+    starts = [start if isinstance(start, Start) else Start(start) for start in starts]
+    if velocities is not None:
+        if len(starts) > 1:
+            raise ValueError("velocities are given for several structures; give a Start for each")
+        starts = [Start(starts[0].structure, np.asarray(velocities, float), starts[0].fixed)]
+    starts, temperatures = setup.spread_out(starts, config)
+    with jax.enable_x64(True):
+        simulation = Simulation(potential, starts, temperatures, config, out, show, folded)
+        try:
+            simulation.restore() if resume else simulation.begin()
+            with stop_signals() as check:
+                simulation.to_the_end(check)
+        finally:
+            simulation.close()
+    found = simulation.trajectories
+    return found[0] if isinstance(structures, Structure) and len(found) == 1 else found
 
 
-def _initial_state(network, structure, velocities, masses, neighbor):
-    dtype = neighbor.reference.dtype
-    mass = jnp.asarray(masses[:, None], dtype)
-    momentum = jnp.asarray(np.asarray(velocities, float) / units.fs, dtype) * mass
-    positions = jnp.asarray(structure.positions, dtype)
-    _, forces = _energy_and_forces(network, positions, neighbor)
-    return simulate.NVEState(positions, momentum, forces, mass)
+class Simulation:
+    """A run as the host sees it: what is planned, the flight so far, and where it is written."""
 
+    def __init__(self, potential, starts, temperatures, config, out, show, folded):
+        self.config, self.show, self.out = config, show, None if out is None else Path(out)
+        self.starts, self.temperatures = starts, temperatures
+        self.structures = [start.structure for start in starts]
+        setup.check_starts(potential, starts, config)
+        potential = potential.with_dtype(config.dtype)
+        self.settings = settings_of(potential, starts, config)
+        for text in setup.warnings_of(potential, self.structures):
+            self.line(f"warning: {text}")
+        if folded:
+            elements = {z for s in self.structures for z in s.numbers.tolist()}
+            potential = fold(potential, elements)
+        self.potential = potential
+        self.baseline = np.array([potential.baseline(s) for s in self.structures])
+        self.trajectories = [Trajectory(s) for s in self.structures]
+        self.files, self.span = [], 1
+        self.engine, self.crowded = None, (0, 0)  # step without room, and attempts to make some
 
-def _frame(potential, structure, time, state, energy):
-    momentum, mass = np.asarray(state.momentum, float), np.asarray(state.mass, float)
-    return (
-        time,
-        np.asarray(state.position, float),
-        momentum / mass * units.fs,
-        float(energy) + potential.baseline(structure),
-        float((momentum**2 / mass).sum() / 2),
-    )
+    def line(self, text):
+        if self.show is not None:
+            self.show.line(text)
+
+    @property
+    def checkpoint(self):
+        return self.out / "checkpoint.npz"
+
+    def folders(self):
+        if len(self.starts) == 1:
+            return [self.out]
+        return [self.out / f"{index:03d}" for index in range(len(self.starts))]
+
+    # Beginning -----------------------------------------------------------------------------------
+
+    def begin(self):
+        """Launch, and write the first frame."""
+        if self.out is not None and self.checkpoint.exists():
+            raise FileExistsError(
+                f"{self.out} holds a simulation; go on with --resume or give another folder"
+            )
+        grid, room = plan(self.structures, self.potential.config.cutoff + self.config.skin)
+        positions, cells = self.prepare(grid, room)
+        seed = jax.random.PRNGKey(self.config.seed)
+        draw, keys = (
+            jnp.stack([jax.random.fold_in(key, index) for index in range(len(self.starts))])
+            for key in jax.random.split(seed)
+        )
+        momenta = setup.first_momenta(self.setting, self.starts, draw)
+        self.flight = engines.launch(self.engine, self.setting, positions, momenta, cells, keys)
+        rows, _ = self.advance(0)
+        counts = np.array([len(s) for s in self.structures])
+        self.limit_energy(self.flight.state.energy + self.config.max_energy * counts)
+        for index in np.flatnonzero(self.flight.stopped):
+            raise ValueError(
+                f"{self.structures[index].name} cannot start: {self.reason(index)}. Relax it "
+                "first, lower the temperature, or change the limit"
+            )
+        if self.out is not None:
+            self.files = [
+                Files(folder, s, self.config.trajectory)
+                for folder, s in zip(self.folders(), self.structures)
+            ]
+        self.add_rows(rows)
+        self.save_frames()
+        self.save_checkpoint()
+
+    def restore(self):
+        """Go on from the checkpoint."""
+        if self.out is None:
+            raise ValueError("there is no folder to resume from; give out")
+        arrays, room, grid, kept = read_checkpoint(self.checkpoint, self.settings)
+        positions, cells = self.prepare(grid, room)
+        self.limit_energy(arrays["energy_limit"])
+        momenta, keys = jnp.zeros_like(positions), jnp.asarray(arrays["state.key"])
+        flight = engines.launch(self.engine, self.setting, positions, momenta, cells, keys)
+        table = engines.find(
+            self.engine, self.setting.systems, arrays["table_positions"], arrays["table_cell"]
+        )
+        self.flight = replace(restore(flight, arrays), table=table)
+        self.files = [
+            Files(folder, s, self.config.trajectory, sizes)
+            for folder, s, sizes in zip(self.folders(), self.structures, kept)
+        ]
+        self.line(f"resumed at step {int(self.flight.state.step)}")
+
+    def prepare(self, grid, room):
+        """Set engine and setting; returns positions and cells of the starts."""
+        systems, positions, cells = setup.make_systems(self.structures, self.potential, grid)
+        self.setting = setup.make_setting(
+            self.potential, self.starts, self.temperatures, self.config, systems
+        )
+        self.compile_for(room)
+        return jnp.asarray(positions), jnp.asarray(cells)
+
+    def limit_energy(self, limit):
+        limits = replace(self.setting.limits, energy=jnp.asarray(limit))
+        self.setting = replace(self.setting, limits=limits)
+
+    def compile_for(self, room):
+        """Set the engine; the program is compiled when it is first called."""
+        config, n_rows = self.config, self.setting.systems.real.size
+        at_rest = config.ensemble != "npt"
+        method = Method(
+            None if config.ensemble == "nve" else config.thermostat,
+            None if at_rest else config.cell_motion,
+            config.chain_length,
+        )
+        engine = Engine(
+            network=self.potential.network,
+            dtype=self.potential.dtype,
+            devices=self.devices(n_rows),
+            method=method,
+            room=room,
+            skin=config.skin,
+            log_every=config.log_every,
+            most_rows=min(config.save_every, config.checkpoint_every) // config.log_every + 1,
+        )
+        if engine != self.engine:
+            self.engine, self.program = engine, None
+
+    def devices(self, n_rows):
+        """Devices that share the atoms of all systems, or None for one."""
+        if not isinstance(self.potential, FoldedPotential):
+            return None
+        devices = self.potential.sharing(n_rows)
+        while n_rows % len(devices):
+            devices = devices[:-1]
+        return devices if len(devices) > 1 else None
+
+    # Running -------------------------------------------------------------------------------------
+
+    def to_the_end(self, check):
+        """All steps that are left; see `run`."""
+        config, step = self.config, int(self.flight.state.step)
+        try:
+            while step < config.steps and not np.all(self.flight.stopped):
+                check()
+                every = config.save_every, config.checkpoint_every
+                goals = [(step // n + 1) * n for n in every]
+                step = self.fly(min(config.steps, step + self.span, *goals))
+                if step % config.save_every == 0:
+                    self.save_frames()
+                ended = step == config.steps or np.all(self.flight.stopped)
+                if step % config.checkpoint_every == 0 or ended:
+                    self.save_checkpoint()
+            if step % config.save_every:
+                self.save_frames()  # beyond the checkpoint: a run that goes on leaves it out
+        except Stop as stop:
+            self.save_checkpoint()
+            self.line(f"stopped by {stop} at step {step}; go on with --resume")
+            raise
+
+    def fly(self, goal):
+        """Take steps until `goal`, and keep what they give; returns the step reached."""
+        before = time.monotonic()
+        going = np.asarray(self.flight.stopped) == 0
+        rows, alive = self.advance(goal)
+        self.add_rows(rows, alive)
+        for index in np.flatnonzero(going & (np.asarray(self.flight.stopped) > 0)):
+            self.stop(index)
+        # The device is left alone for longer and longer, up to about two seconds.
+        seconds = time.monotonic() - before
+        self.span = 2 * self.span if seconds < CALL_SECONDS / 2 else self.span
+        self.span = max(self.span // 2, 1) if seconds > 2 * CALL_SECONDS else self.span
+        if self.show is not None:
+            self.show.update(self.trajectories)
+        return int(self.flight.state.step)
+
+    def advance(self, goal):
+        """Take steps until `goal` or until a table is full; returns the new rows of numbers."""
+        begin = int(self.flight.state.step)
+        flight, rows, alive = self.compiled()(self.setting, self.flight, goal)
+        self.flight = flight
+        n_rows = int(flight.state.step) // self.config.log_every - begin // self.config.log_every
+        if not flight.fits:
+            self.make_room()
+        return np.asarray(rows)[:n_rows], np.asarray(alive)[:n_rows]
+
+    def compiled(self):
+        """The program of `advance`, known to fit into memory.
+
+        Raises:
+          MemoryError: it does not.
+        """
+        if self.program is None:
+            args = self.engine, self.setting, self.flight, 0
+            self.program = engines.advance.lower(*args).compile()
+            n_atoms = self.setting.systems.real.size
+            require_room(peak_bytes(self.program), free_bytes(), n_atoms, "a simulation")
+        return self.program
+
+    def make_room(self):
+        """Plan bins and tables anew, for the step that found no room."""
+        slots, members = np.asarray(self.flight.table.needed).max(axis=0).tolist()
+        old, state = self.engine.room, self.flight.state
+        step = int(state.step)
+        self.crowded = step, self.crowded[1] + 1 if self.crowded[0] == step else 1
+        positions, cells = np.asarray(state.positions), np.asarray(state.cell)
+        here = [
+            replace(s, positions=positions[i, : len(s)], cell=np.where(s.pbc[:, None], cells[i], 0))
+            for i, s in enumerate(self.structures)
+        ]
+        try:
+            if self.crowded[1] > MOST_ATTEMPTS or slots > MOST_GROWTH * old.neighbors:
+                raise FloatingPointError
+            grid, room = plan(here, self.engine.cutoff + self.engine.skin)
+        except (FloatingPointError, ValueError):
+            worst = int(np.asarray(self.flight.table.needed).max(axis=1).argmax())
+            stopped = self.flight.stopped.at[worst].set(engines.COLLAPSED)
+            self.flight = replace(self.flight, stopped=stopped, fits=jnp.asarray(True))
+            self.stop(worst)
+            return
+        # Tables do not shrink, so that the program changes as seldom as can be.
+        room = Room(
+            neighbors=max(room.neighbors, old.neighbors, round_up(math.ceil(1.1 * slots))),
+            members=max(room.members, members + 2 + members // 5),
+            bins=room.bins,
+            reach=room.reach,
+        )
+        systems = replace(self.setting.systems, grid=jax.device_put(grid))
+        self.setting = replace(self.setting, systems=systems)
+        self.compile_for(room)
+        table = engines.empty_table(room, systems.real.shape, state.cell.dtype)
+        self.flight = replace(self.flight, table=table, fits=jnp.asarray(True))
+
+    # What is seen and kept -----------------------------------------------------------------------
+
+    def stop(self, index):
+        """Note why a system does not go on, and keep its last frame."""
+        trajectory = self.trajectories[index]
+        trajectory.stopped = f"stopped at step {int(self.flight.state.step)}: {self.reason(index)}"
+        self.line(f"{trajectory.structure.name} {trajectory.stopped}")
+        self.save_frame(index)
+
+    def reason(self, index):
+        """Why a system has a code other than 0, with the value and the limit."""
+        limits, bodies, state = self.setting.limits, self.setting.bodies, self.flight.state
+        code = int(self.flight.stopped[index])
+        momenta, masses = state.momenta[index], bodies.masses[index]
+        kinetic = float((momenta**2 / masses).sum())
+        hot = kinetic / float(bodies.freedom[index]) / units.kB
+        force = float(jnp.linalg.norm(state.forces[index], axis=-1).max())
+        rise = float(state.energy[index] - limits.energy[index]) / len(self.structures[index])
+        return {
+            engines.NOT_FINITE: "energy, forces or positions are no longer finite numbers",
+            engines.TOO_CLOSE: f"two atoms are {float(self.flight.closest[index]):.3f} Å apart, "
+            f"closer than min_distance = {float(limits.closest):g} Å",
+            engines.TOO_STRONG: f"a force of {force:.4g} eV/Å is above max_force = "
+            f"{float(limits.force):g} eV/Å",
+            engines.TOO_HOT: f"the temperature of {hot:.4g} K is above max_temperature = "
+            f"{self.config.max_temperature:g} K",
+            engines.TOO_HIGH: f"the potential energy is {rise + self.config.max_energy:.4g} eV per "
+            f"atom above the start, more than max_energy = {self.config.max_energy:g} eV",
+            engines.COLLAPSED: "the cell or its atoms have collapsed; an atom would have "
+            "thousands of neighbours",
+        }[code]
+
+    def add_rows(self, rows, alive=None):
+        """Keep rows of numbers, [n_rows, n_systems, 7] of `engine.row`."""
+        for n, row in enumerate(rows):
+            for index, values in enumerate(row):
+                if alive is not None and not alive[n, index]:
+                    continue
+                step, potential, kinetic, kt, pressure, conserved, volume = values.tolist()
+                base = float(self.baseline[index])
+                finite = math.isfinite(volume)
+                line = (
+                    int(step),
+                    step * self.config.timestep / 1000,
+                    potential + base,
+                    kinetic,
+                    kt / units.kB,
+                    pressure / GPA if finite else math.nan,
+                    conserved + base,
+                    volume,
+                )
+                self.trajectories[index].thermo.append(line)
+                if self.files:
+                    self.files[index].add_row(line)
+
+    def save_frames(self):
+        for index in np.flatnonzero(np.asarray(self.flight.stopped) == 0):
+            self.save_frame(index)
+
+    def save_frame(self, index):
+        structure, trajectory = self.structures[index], self.trajectories[index]
+        state, rows = self.flight.state, slice(0, len(structure))
+        step = int(state.step)
+        if trajectory.frames and trajectory.frames[-1].step == step:
+            return
+        masses = np.asarray(self.setting.bodies.masses[index, rows])
+        frame = Frame(
+            step=step,
+            time=step * self.config.timestep,
+            positions=np.asarray(state.positions[index, rows]),
+            velocities=np.asarray(state.momenta[index, rows]) / masses * units.fs,
+            forces=np.asarray(state.forces[index, rows]),
+            cell=np.asarray(state.cell[index]) if structure.pbc.all() else structure.cell,
+            energy=float(state.energy[index] + self.baseline[index]),
+            stress=np.asarray(state.stress[index]) if np.isfinite(structure.volume) else None,
+        )
+        if self.files:
+            self.files[index].add_frame(frame)
+            trajectory.frames.clear()
+        trajectory.frames.append(frame)
+
+    def save_checkpoint(self):
+        if self.out is not None:
+            sizes = [files.sync() for files in self.files]
+            write_checkpoint(
+                self.checkpoint, self.settings, self.engine, self.setting, self.flight, sizes
+            )
+
+    def close(self):
+        for files in self.files:
+            files.close()

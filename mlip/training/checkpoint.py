@@ -46,13 +46,27 @@ def save_model(potential, path):
     """
     if not isinstance(potential.network, Network):
         raise ValueError("a folded potential is not kept; save the one that it came from")
+    card, tensors = _contents(potential)
+    card |= {"package_version": version("mlip-jax"), "training": potential.training}
+    text = json.dumps(card, sort_keys=True)
+    metadata = {"mlip": text, "sha256": _digest(text, tensors)}
+    with atomic_write(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+
+
+def fingerprint(potential):
+    """sha256 of all that a potential's predictions depend on, in hexadecimal digits."""
+    card, tensors = _contents(potential)
+    return _digest(json.dumps(card, sort_keys=True), tensors)
+
+
+def _contents(potential):
     tensors = {
         name: np.ascontiguousarray(value) for name, value in sorted(potential.parameters.items())
     }
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "package_version": version("mlip-jax"),
         "config": asdict(potential.config),
         "species": [symbol(z) for z in potential.species],
         "e0": potential.e0.tolist(),
@@ -61,12 +75,8 @@ def save_model(potential, path):
         "average_neighbors": float(potential.average_neighbors),
         "dtype": potential.dtype,
         "units": UNITS,
-        "training": potential.training,
     }
-    text = json.dumps(card, sort_keys=True)
-    metadata = {"mlip": text, "sha256": _digest(text, tensors)}
-    with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+    return card, tensors
 
 
 def _digest(text, tensors):

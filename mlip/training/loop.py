@@ -4,8 +4,6 @@ import contextlib
 import functools
 import json
 import math
-import signal
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 
 from mlip import config as settings
 from mlip.model.potential import energies_and_pull, forces_and_stress
-from mlip.runtime import keep_compiled_programs
+from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, atomic_write, load_model, save_model
@@ -86,38 +84,6 @@ def error_sums(network, loss_config, weights, graph, labels):
     return batch_loss(loss_config, ones, graph, labels, energies, forces, stress)[1][1]
 
 
-class Stop(KeyboardInterrupt):
-    """Raised between two steps when a signal asked the run to end."""
-
-    def __init__(self, number):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _signals():
-    """A function that raises `Stop` once Ctrl-C or SIGTERM has come; a second Ctrl-C interrupts."""
-    received = []
-
-    def note(number, frame):
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    def check():
-        if received:
-            raise Stop(received[0])
-
-    main = threading.current_thread() is threading.main_thread()
-    wanted = (signal.SIGINT, signal.SIGTERM) if main else ()
-    before = {number: signal.signal(number, note) for number in wanted}
-    try:
-        yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def train(config, resume=False, show=None):
     """Train a potential; the folder `config.out` then holds it with all that is known of the run.
 
@@ -157,7 +123,7 @@ def train(config, resume=False, show=None):
             run.restore()
         else:
             (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that left no state
-        with _signals() as check:
+        with stop_signals() as check:
             try:
                 run.to_the_end(check)
             except Stop as stop:

@@ -10,7 +10,15 @@ import jax
 import numpy as np
 
 from mlip import config as settings
-from mlip.data.dataset import LabelKeys, atomic_energies, files_of, is_isolated, read, split
+from mlip.data.dataset import (
+    LabelKeys,
+    atomic_energies,
+    closest_pairs,
+    files_of,
+    is_isolated,
+    read,
+    split,
+)
 from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
 from mlip.data.structure import symbol
 from mlip.model.network import Network, NetworkConfig, initialize
@@ -143,6 +151,7 @@ def prepare(config):
         "n_valid": len(valid),
         "e0_source": e0.source,
         "e0_note": e0.note,
+        "closest": closest_pairs(train, tables),
         "seed": config.seed,
         "batch_size": config.batch_size,
         "package_version": version("mlip-jax"),

@@ -1,0 +1,279 @@
+"""The compiled loop of molecular dynamics: many steps on the device, and why it came back.
+
+Positions, momenta and sums are float64; only the network computes in the potential's precision.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from mlip.deploy.spread import evaluate_spread
+from mlip.model.potential import Weights, energies_and_pull, forces_and_stress
+from mlip.simulation import integrators
+from mlip.simulation.integrators import Bodies, Method, State, Surroundings
+from mlip.simulation.neighbors import Grid, Neighbors, Room, search
+
+# Why a system was stopped, by its code; 0 goes on.
+NOT_FINITE, TOO_CLOSE, TOO_STRONG, TOO_HOT, TOO_HIGH, COLLAPSED = range(1, 7)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Systems:
+    """The atoms of all systems, padded to one number, and the bins to find their neighbours."""
+
+    species: jax.Array  # [n_systems, n_atoms]
+    real: jax.Array  # [n_systems, n_atoms] False for padding
+    bounded: jax.Array  # [n_systems] True for systems with a volume
+    grid: Grid
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Limits:
+    """Beyond which a system is stopped."""
+
+    closest: jax.Array  # Å
+    force: jax.Array  # eV/Å
+    temperature: jax.Array  # K times k_B, eV
+    energy: jax.Array  # [n_systems] eV
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Course:
+    """Temperature and pressure over the run, each linear in the step."""
+
+    kt: jax.Array  # [2, n_systems] eV, at the start and at the end
+    pressure: jax.Array  # [2, n_systems] eV/Å³
+    steps: jax.Array  # scalar
+    timestep: jax.Array  # scalar, in the time of `mlip.simulation.integrators`
+    thermostat_time: jax.Array  # likewise
+    barostat_time: jax.Array  # likewise
+
+    def at(self, step):
+        """`Surroundings` at a step."""
+        done = jnp.clip(step / self.steps, 0.0, 1.0)
+        kt, pressure = (
+            values[0] * (1 - done) + values[1] * done for values in (self.kt, self.pressure)
+        )
+        return Surroundings(kt, pressure, self.thermostat_time, self.barostat_time)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Setting:
+    """All arrays of a run that no step changes."""
+
+    weights: Weights
+    systems: Systems
+    bodies: Bodies
+    course: Course
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is compiled for a run; static."""
+
+    network: object  # of a potential
+    dtype: str
+    devices: tuple | None  # that share a system; None for the one that jax takes
+    method: Method
+    room: Room
+    skin: float  # Å
+    log_every: int  # steps between rows of numbers
+    most_rows: int  # of one call
+
+    @property
+    def cutoff(self):
+        return self.network.config.cutoff
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Flight:
+    """A run in the air: the state, and all that is known besides."""
+
+    state: State
+    table: Neighbors
+    stopped: jax.Array  # [n_systems] code of why, 0 if not
+    closest: jax.Array  # [n_systems] Å, shortest distance
+    fits: jax.Array  # False if the next step needs more room in the table
+
+
+def evaluate(engine, weights, systems, positions, cell, table):
+    """Energy [n_systems] above the baseline, forces, stress, and the closest distance."""
+    displacement = table.displacement(positions, cell, 2 * engine.cutoff)
+    volume = jnp.where(systems.bounded, integrators.volume(cell), jnp.inf)
+    exact = table.graph(systems.species, displacement, volume)
+    cast = jnp.dtype(engine.dtype)
+    graph = replace(exact, displacement=exact.displacement.astype(cast), volume=volume.astype(cast))
+    if engine.devices is None:
+        energies, pull = energies_and_pull(engine.network, weights, graph)
+        # Opposite pulls cancel exactly in float64, so that the momentum is kept.
+        forces, stress = forces_and_stress(exact, pull.astype(displacement.dtype))
+    else:
+        energies, forces, stress = (
+            array.astype(displacement.dtype)
+            for array in evaluate_spread(engine.network, engine.devices, weights, graph)
+        )
+    shape = systems.real.shape
+    energies = energies.reshape(shape).astype(displacement.dtype)
+    energy = jnp.where(systems.real, energies, 0.0).sum(axis=1)
+    closest = jnp.sqrt((displacement**2).sum(axis=-1).min(axis=(1, 2)))
+    return energy, forces.reshape(*shape, 3), stress, closest
+
+
+def find(engine, systems, positions, cell):
+    """`Neighbors` within the cutoff and the skin."""
+    return search(
+        engine.cutoff + engine.skin, engine.room, systems.grid, positions, cell, systems.real
+    )
+
+
+def launch(engine, setting, positions, momenta, cell, key):
+    """A `Flight` before step 0, in which forces are found and nothing moves."""
+    n_systems, zeros = len(positions), jnp.zeros(len(positions))
+    chain = integrators.Chain.at_rest(n_systems, engine.method.chain_length)
+    state = State(
+        positions=positions,
+        momenta=momenta,
+        forces=jnp.zeros_like(positions),
+        energy=zeros,
+        stress=jnp.zeros_like(cell),
+        cell=cell,
+        cell_momenta=jnp.zeros_like(cell),
+        chain=chain,
+        cell_chain=chain,
+        heat=zeros,
+        key=key,
+        step=jnp.asarray(-1),
+    )
+    table = empty_table(engine.room, setting.systems.real.shape, cell.dtype)
+    return Flight(state, table, jnp.zeros(n_systems, jnp.int32), zeros, jnp.asarray(True))
+
+
+def empty_table(room, shape, dtype):
+    """`Neighbors` that hold nowhere, so that the first step finds new ones."""
+    slots = *shape, room.neighbors
+    return Neighbors(
+        neighbors=jnp.zeros(slots, jnp.int32),
+        reverse=jnp.zeros(slots, jnp.int32),
+        shifts=jnp.zeros((*slots, 3), jnp.int32),
+        used=jnp.zeros(slots, bool),
+        positions=jnp.full((*shape, 3), jnp.nan, dtype),
+        cell=jnp.full((shape[0], 3, 3), jnp.nan, dtype),
+        needed=jnp.zeros((shape[0], 2), jnp.int32),
+        complete=jnp.asarray(True),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def advance(engine, setting, flight, until):
+    """Steps until `until`, or until no system goes on, or the table lacks room.
+
+    Args:
+      until: step; not more than `engine.most_rows` rows of numbers away.
+
+    Returns:
+      the `Flight` after the last whole step, rows [most_rows, n_systems, 7] (see `row`), and
+      which of them are filled and belong to a system that went on, [most_rows, n_systems].
+    """
+    n_systems = len(flight.stopped)
+    rows = jnp.zeros((engine.most_rows, n_systems, 7))
+    alive = jnp.zeros((engine.most_rows, n_systems), bool)
+
+    def more(carry):
+        flight, *_ = carry
+        return (flight.state.step < until) & flight.fits & (flight.stopped == 0).any()
+
+    def step(carry):
+        flight, rows, alive, n_rows = carry
+        after = one_step(engine, setting, flight)
+        logged = after.fits & (after.state.step % engine.log_every == 0)
+        index = jnp.where(logged, n_rows, engine.most_rows)
+        rows = rows.at[index].set(row(engine, setting, after.state), mode="drop")
+        alive = alive.at[index].set(flight.stopped == 0, mode="drop")
+        return after, rows, alive, n_rows + logged
+
+    flight, rows, alive, _ = jax.lax.while_loop(more, step, (flight, rows, alive, 0))
+    return flight, rows, alive
+
+
+def one_step(engine, setting, flight):
+    """The `Flight` one step on; unchanged but for `fits` if the table lacks room."""
+    course, bodies, systems = setting.course, setting.bodies, setting.systems
+    state, halted = flight.state, flight.stopped > 0
+    around = course.at(state.step)
+    timestep = jnp.where(state.step < 0, 0.0, course.timestep)
+    moved = integrators.first_half(engine.method, bodies, around, state, timestep)
+    moved = _where(halted, state, moved)
+    table = jax.lax.cond(
+        flight.table.hold(moved.positions, moved.cell, engine.cutoff, engine.skin),
+        lambda: flight.table,
+        lambda: find(engine, systems, moved.positions, moved.cell),
+    )
+    energy, forces, stress, closest = evaluate(
+        engine, setting.weights, systems, moved.positions, moved.cell, table
+    )
+    moved = replace(moved, energy=energy, forces=forces, stress=stress)
+    after = integrators.second_half(engine.method, bodies, around, moved, timestep)
+    why = jnp.where(halted, flight.stopped, judge(setting, after, closest))
+    # A state with numbers that are not finite tells nothing: the one before is kept.
+    after = _where(halted | (why == NOT_FINITE), replace(state, step=after.step), after)
+    closest = jnp.where(halted, flight.closest, closest)
+    new = Flight(after, table, why, closest, table.complete)
+    kept = replace(flight, fits=False, table=replace(flight.table, needed=table.needed))
+    return jax.tree.map(lambda a, b: jnp.where(table.complete, a, b), new, kept)
+
+
+def _where(chosen, one, other):
+    """State of which the chosen systems come from `one`; the step from `other`."""
+
+    def choose(a, b):
+        wide = chosen.reshape(-1, *[1] * (a.ndim - 1)) if a.ndim else False
+        return jnp.where(wide, a, b)
+
+    return jax.tree.map(choose, one, other)
+
+
+def judge(setting, state, closest):
+    """Why each system must stop, [n_systems]; 0 if it goes on."""
+    limits, bodies = setting.limits, setting.bodies
+    hot = 2 * integrators.kinetic_energy(bodies, state.momenta) / bodies.freedom
+    force = jnp.where(bodies.free, (state.forces**2).sum(axis=-1, keepdims=True), 0.0)
+    force = jnp.sqrt(force.max(axis=(1, 2)))
+    sums = state.energy + force + hot + state.positions.sum((1, 2)) + state.cell.sum((1, 2))
+    why = jnp.zeros(len(closest), jnp.int32)
+    for code, wrong in (
+        (TOO_HIGH, state.energy > limits.energy),
+        (TOO_HOT, hot > limits.temperature),
+        (TOO_STRONG, force > limits.force),
+        (TOO_CLOSE, closest < limits.closest),
+        (NOT_FINITE, ~jnp.isfinite(sums)),
+    ):
+        why = jnp.where(wrong, code, why)
+    return why
+
+
+def row(engine, setting, state):
+    """Step, potential, kinetic, temperature (k_B T), pressure, conserved, volume; in eV and Å."""
+    bodies, systems = setting.bodies, setting.systems
+    around = setting.course.at(state.step)
+    kinetic = integrators.kinetic_energy(bodies, state.momenta)
+    volume = jnp.where(systems.bounded, integrators.volume(state.cell), jnp.inf)
+    tensor = integrators.kinetic_tensor(bodies, state.momenta) / volume[:, None, None]
+    pressure = jnp.trace(tensor - state.stress, axis1=1, axis2=2) / 3
+    columns = (
+        jnp.full_like(kinetic, 1) * state.step,
+        state.energy,
+        kinetic,
+        2 * kinetic / bodies.freedom,
+        pressure,
+        integrators.conserved(engine.method, bodies, around, state),
+        volume,
+    )
+    return jnp.stack(columns, axis=1)

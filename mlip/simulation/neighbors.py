@@ -1,0 +1,281 @@
+"""Neighbour tables found on the device, for systems that move: any cell, any mix of axes.
+
+Atoms are sorted into bins along the lattice vectors, and every atom looks at the bins around its
+own, through as many periodic images as the cutoff asks for. Sizes of arrays are fixed when a
+program is compiled; a search that does not fit says so, and says what it would need, and
+`plan` makes room. No table is ever used that lacks a pair.
+
+Several systems of different sizes lie side by side, each with its own cell; a leading axis counts
+them.
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlip.data.graph import Graph
+from mlip.data.neighbors import complete_cell, neighbor_list
+from mlip.model.blocks import map_blocks
+from mlip.model.potential import round_up
+
+MOST_CANDIDATES = 20_000  # an atom looks at; more means that a cell or its atoms have collapsed
+SEARCHED_AT_ONCE = 2048  # atoms, so that a search of many takes little memory
+
+
+@dataclass(frozen=True)
+class Room:
+    """Sizes that a compiled search has room for."""
+
+    neighbors: int  # slots of an atom
+    members: int  # atoms in a bin
+    bins: int
+    reach: tuple[int, int, int]  # bins looked at to either side, along each lattice vector
+
+    def covers(self, other):
+        """True if a search with this room serves wherever one with the other would."""
+        sizes = (self.neighbors, self.members, self.bins, *self.reach)
+        return all(a >= b for a, b in zip(sizes, other.sizes()))
+
+    def sizes(self):
+        return (self.neighbors, self.members, self.bins, *self.reach)
+
+    def joined(self, other):
+        """Room for what either has room for."""
+        n, m, b, *reach = (max(pair) for pair in zip(self.sizes(), other.sizes()))
+        return Room(n, m, b, tuple(reach))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Grid:
+    """The bins of each system, laid along its lattice vectors."""
+
+    counts: jax.Array  # [n_systems, 3] bins along each vector
+    low: jax.Array  # [n_systems, 3] fractional coordinate where the first bin begins
+    length: jax.Array  # [n_systems, 3] fractional length of all bins together
+    periodic: jax.Array  # [n_systems, 3] True along periodic axes
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Neighbors:
+    """Tables of neighbours as in `mlip.data.graph`, and where the atoms were when found."""
+
+    neighbors: jax.Array  # [n_systems, n_atoms, max_neighbors] sender; unused: the atom itself
+    reverse: jax.Array  # likewise, flat slot of the opposite edge within the system
+    shifts: jax.Array  # [n_systems, n_atoms, max_neighbors, 3] lattice vectors crossed
+    used: jax.Array  # [n_systems, n_atoms, max_neighbors] True where the slot holds an edge
+    positions: jax.Array  # [n_systems, n_atoms, 3] Å
+    cell: jax.Array  # [n_systems, 3, 3] Å
+    needed: jax.Array  # [n_systems, 2] slots of an atom, and seats in a bin, that the search wanted
+    complete: jax.Array  # False if there was no room for them
+
+    def displacement(self, positions, cell, far):
+        """Edge vectors, [n_systems, n_atoms, max_neighbors, 3] Å; `far` in unused slots."""
+        senders = jax.vmap(lambda rows, index: rows[index])(positions, self.neighbors)
+        # Written out, so that a pair and its reverse are opposite to the last bit.
+        crossed = _combine(self.shifts.astype(cell.dtype), cell[:, None, None])
+        vectors = (senders - positions[:, :, None]) + crossed
+        return jnp.where(self.used[..., None], vectors, jnp.asarray((far, 0, 0), cell.dtype))
+
+    def graph(self, species, displacement, volume):
+        """`Graph` of all systems one after another.
+
+        Args:
+          species: [n_systems, n_atoms].
+          displacement: as above.
+          volume: [n_systems], Å³.
+        """
+        n_systems, n_atoms, width = self.neighbors.shape
+        first = jnp.arange(n_systems, dtype=jnp.int32)[:, None, None] * n_atoms
+        rows = n_systems * n_atoms
+        return Graph(
+            species=species.reshape(rows),
+            structure=jnp.repeat(jnp.arange(n_systems, dtype=jnp.int32), n_atoms),
+            neighbors=(self.neighbors + first).reshape(rows, width),
+            reverse=(self.reverse + first * width).reshape(rows, width),
+            displacement=displacement.reshape(rows, width, 3),
+            volume=volume,
+            n_atoms=jnp.full(n_systems, n_atoms, jnp.int32),
+        )
+
+    def hold(self, positions, cell, cutoff, skin):
+        """True while the tables have every pair within the cutoff.
+
+        Found within cutoff + skin, a table holds until a pair could have come from outside. What
+        the cell's strain does to all atoms alike counts once, as the stretch of a vector; what
+        atoms moved besides counts twice, for the two of a pair.
+        """
+        strain = jnp.linalg.inv(self.cell) @ cell
+        back = jnp.linalg.inv(strain)
+        own = positions - self.positions @ strain
+        own -= own.mean(axis=1, keepdims=True)
+        farthest = jnp.sqrt((own**2).sum(axis=-1).max(axis=1))
+        stretch = jnp.sqrt(
+            jnp.abs(back).sum(axis=1).max(axis=1) * jnp.abs(back).sum(axis=2).max(axis=1)
+        )  # bounds the spectral norm
+        return ((cutoff + 2 * farthest) * stretch < cutoff + skin).all()
+
+
+def _combine(numbers, vectors):
+    """Σ_k numbers_k vectors_k for numbers [..., 3] and vectors [..., 3, 3]."""
+    return (
+        numbers[..., 0:1] * vectors[..., 0, :]
+        + numbers[..., 1:2] * vectors[..., 1, :]
+        + numbers[..., 2:3] * vectors[..., 2, :]
+    )
+
+
+def plan(structures, cutoff):
+    """Bins and room for a search around these structures, with some to spare.
+
+    Args:
+      cutoff: Å, the skin included.
+
+    Returns:
+      `Grid` in NumPy arrays and `Room`.
+
+    Raises:
+      ValueError: see `mlip.data.neighbors.neighbor_list`.
+      FloatingPointError: a cell so small that an atom would meet thousands of images.
+    """
+    grids, room = [], Room(1, 1, 1, (0, 0, 0))
+    for structure in structures:
+        cell, pbc = complete_cell(structure.cell, structure.pbc), structure.pbc
+        fractional = structure.positions @ np.linalg.inv(cell)
+        heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+        low = np.where(pbc, 0.0, fractional.min(axis=0))
+        length = np.where(pbc, 1.0, np.maximum(np.ptp(fractional, axis=0), 1e-3))
+        counts = np.maximum((length * heights / cutoff).astype(int), 1)
+        counts = np.where(~pbc & (counts <= 2), 1, counts)  # two bins would both be looked at
+        # A bin holds an atom or more in most cells: emptier bins only cost time.
+        while counts.prod() > max(len(structure), 1):
+            counts[counts.argmax()] -= 1
+        # Room for a cell that shrinks by a hundredth before bins are planned anew.
+        width = 0.99 * length * heights / counts
+        reach = np.where(pbc | (counts > 1), np.ceil(cutoff / width), 0).astype(int)
+        reach = np.where(pbc, reach, np.minimum(reach, counts - 1))
+        places = np.floor((fractional - np.where(pbc, np.floor(fractional), low)) / length * counts)
+        places = np.clip(places, 0, counts - 1).astype(int)
+        members = np.unique(places, axis=0, return_counts=True)[1].max()
+        if math.prod(2 * reach + 1) * members > MOST_CANDIDATES:
+            raise FloatingPointError(
+                f"{structure.name}: {members} atoms in a cell of {np.round(heights, 2).tolist()} Å "
+                f"across have too many images within {cutoff:.2f} Å; the cell or its atoms have "
+                "collapsed"
+            )
+        receivers, _, _ = neighbor_list(structure, cutoff)
+        slots = np.bincount(receivers, minlength=1).max()
+        spare = 0 if counts.prod() == 1 else 2 + members // 5
+        room = room.joined(
+            Room(
+                round_up(max(math.ceil(1.1 * slots), 1)),
+                int(members + spare),
+                int(counts.prod()),
+                tuple(reach.tolist()),
+            )
+        )
+        grids.append((counts, low, length, pbc))
+    counts, low, length, pbc = (np.array(column) for column in zip(*grids))
+    return Grid(counts.astype(np.int32), low, length, pbc), room
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def search(cutoff, room, grid, positions, cell, real):
+    """All neighbours of every atom.
+
+    Args:
+      cutoff: Å, the skin included.
+      room: `Room`.
+      grid: `Grid`.
+      positions: [n_systems, n_atoms, 3] Å, anywhere.
+      cell: [n_systems, 3, 3] Å, rows along non-periodic axes as `complete_cell` gives them.
+      real: [n_systems, n_atoms] False for padding, which has no neighbours.
+
+    Returns:
+      `Neighbors`.
+    """
+    find = functools.partial(_search_one, cutoff, room)
+    neighbors, reverse, shifts, used, slots, members, deep = jax.vmap(find)(
+        grid, positions, cell, real
+    )
+    needed = jnp.stack([slots, members], axis=1)
+    complete = (needed <= jnp.asarray((room.neighbors, room.members))).all() & deep.all()
+    return Neighbors(neighbors, reverse, shifts, used, positions, cell, needed, complete)
+
+
+def _search_one(cutoff, room, grid, positions, cell, real):
+    n_atoms, size = len(positions), room.members
+    inverse = jnp.linalg.inv(cell)
+    fractional = positions @ inverse
+    turns = jnp.where(grid.periodic, jnp.floor(fractional), 0.0)
+    wrapped = positions - _combine(turns, cell)
+    turns = turns.astype(jnp.int32)
+    place = (fractional - turns - grid.low) / grid.length * grid.counts
+    # Beyond its ends a grid along a non-periodic axis goes on as its last bins.
+    place = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, grid.counts - 1)
+    bin_of = (place[:, 0] * grid.counts[1] + place[:, 1]) * grid.counts[2] + place[:, 2]
+    bin_of = jnp.where(real, bin_of, room.bins)
+
+    order = jnp.argsort(bin_of).astype(jnp.int32)
+    begins = jnp.searchsorted(bin_of[order], jnp.arange(room.bins + 1)).astype(jnp.int32)
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(n_atoms, dtype=jnp.int32))
+    rank = rank - begins[bin_of]
+    occupied = begins[1:] - begins[:-1]
+    seat = begins[:-1, None] + jnp.arange(size, dtype=jnp.int32)
+    filled = jnp.arange(size) < occupied[:, None]
+    members = jnp.where(filled, order[jnp.minimum(seat, n_atoms - 1)], n_atoms)  # [bins, size]
+    everyone = jnp.concatenate([wrapped, jnp.full((1, 3), jnp.inf, wrapped.dtype)])
+    seats = everyone[members]  # [bins, size, 3]
+
+    # A bin and its opposite stand at mirrored places of this list.
+    offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in room.reach))), np.int32)
+    n_offsets = len(offsets)
+
+    def look(index, place, here, exists):
+        """Which candidates of some atoms are neighbours, counted from left to right."""
+        raw = place[:, None] + offsets
+        image = raw // grid.counts
+        target = raw - image * grid.counts
+        allowed = (grid.periodic | (image == 0)).all(axis=-1) & exists[:, None]
+        target = (target[..., 0] * grid.counts[1] + target[..., 1]) * grid.counts[2] + target[
+            ..., 2
+        ]
+        crossed = _combine(image.astype(cell.dtype), cell)
+        vectors = (seats[target] - here[:, None, None]) + crossed[:, :, None]
+        near = (vectors**2).sum(axis=-1) < cutoff**2
+        itself = (members[target] == index[:, None, None]) & (image == 0).all(axis=-1)[..., None]
+        near = (near & allowed[..., None] & ~itself).reshape(len(index), -1)
+        counted = jnp.cumsum(near, axis=1, dtype=jnp.int32)
+        wanted = jnp.arange(1, room.neighbors + 1, dtype=jnp.int32)
+        find = functools.partial(jnp.searchsorted, method="scan_unrolled")
+        chosen = jax.vmap(find, (0, None))(counted, wanted).astype(jnp.int32)
+        chosen = jnp.minimum(chosen, n_offsets * size - 1)
+        offset = chosen // size
+        bins = jnp.take_along_axis(target, offset, axis=1)
+        images = jnp.take_along_axis(image, offset[..., None], axis=1)
+        return counted, chosen, members[bins, chosen % size], images
+
+    index = jnp.arange(n_atoms, dtype=jnp.int32)
+    rows = (index, place, wrapped, real)
+    counted, chosen, neighbors, images = map_blocks(look, SEARCHED_AT_ONCE, *rows)
+    found = counted[:, -1]
+    used = jnp.arange(room.neighbors) < found[:, None]
+    neighbors = jnp.where(used, neighbors, index[:, None])
+    opposite = (n_offsets - 1 - chosen // size) * size + rank[:, None]
+    opposite = jnp.clip(opposite, 0, n_offsets * size - 1)
+    slot = counted[neighbors, opposite] - 1
+    own = index[:, None] * room.neighbors + jnp.arange(room.neighbors, dtype=jnp.int32)
+    reverse = jnp.where(used, neighbors * room.neighbors + slot, own)
+    shifts = jnp.where(used[..., None], images + turns[:, None] - turns[neighbors], 0)
+    # Bins must still be wide enough that those within reach cover the cutoff.
+    heights = 1 / jnp.sqrt((inverse**2).sum(axis=0))
+    width = heights * grid.length / grid.counts
+    everything = ~grid.periodic & (jnp.asarray(room.reach) >= grid.counts - 1)
+    deep = (everything | (jnp.asarray(room.reach) * width >= cutoff)).all()
+    return neighbors, reverse, shifts, used, found.max(), occupied.max(), deep
