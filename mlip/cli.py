@@ -1,4 +1,4 @@
-"""The command line: `mlip train|evaluate|info|init|selftest|quickstart`, each a call or two."""
+"""The command line: `mlip train|evaluate|md|info|…`, each a call or two."""
 
 import argparse
 import dataclasses
@@ -119,6 +119,50 @@ def evaluate(arguments):
         plot_parity(found, arguments.plots)
 
 
+def describe_md(parser):
+    from mlip.simulation.setup import DynamicsConfig
+
+    parser.add_argument("model", help="model.safetensors of a run")
+    parser.add_argument("start", help="file of one or several structures, each a system")
+    parser.add_argument("--config", help="TOML file with settings; flags override it")
+    parser.add_argument("--out", default="md", help="folder to write (default md)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument(
+        "--unfolded", action="store_true", help="compute with the network itself, slower"
+    )
+    settings.add_flags(parser, DynamicsConfig)
+
+
+def md(arguments):
+    """Simulate molecular dynamics."""
+    from mlip.report import DynamicsScreen, dynamics_table, print_to_screen
+    from mlip.runtime import Stop, use_all_cores
+    from mlip.simulation.dynamics import run
+    from mlip.simulation.setup import DynamicsConfig, read_starts
+    from mlip.training.checkpoint import load_model
+
+    base = settings.read_toml(arguments.config) if arguments.config else {}
+    config = settings.from_flags(DynamicsConfig, arguments, base)
+    use_all_cores()
+    starts = read_starts(arguments.start)
+    potential = load_model(arguments.model)
+    with DynamicsScreen(config) as screen:
+        try:
+            trajectories = run(
+                potential,
+                starts,
+                config,
+                out=arguments.out,
+                resume=arguments.resume,
+                show=screen,
+                folded=not arguments.unfolded,
+            )
+        except Stop as stop:
+            return 128 + stop.number
+    print_to_screen(dynamics_table(trajectories, config))
+    return 3 if any(trajectory.stopped for trajectory in trajectories) else 0
+
+
 def describe_info(parser):
     parser.add_argument("model", help="model.safetensors")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -206,6 +250,7 @@ def quickstart(arguments):
 COMMANDS = {
     "train": (describe_train, train),
     "evaluate": (describe_evaluate, evaluate),
+    "md": (describe_md, md),
     "info": (describe_info, info),
     "init": (describe_init, init),
     "selftest": (lambda parser: None, selftest),

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mlip.data.structure import symbol
+from mlip.simulation.trajectory import COLUMNS
 from mlip.units import MEV
 
 LINE_SECONDS = 15.0  # between two lines of progress that stay on the screen
@@ -70,6 +71,80 @@ class Screen:
                 )
         epoch = progress.epoch + (fraction < 1)
         self.bar.update(self.task, completed=fraction, epoch=epoch, errors=self.errors)
+
+
+class DynamicsScreen:
+    """Shows a simulation: a bar with its speed, and a line of the first system now and then."""
+
+    def __init__(self, config):
+        self.config = config
+        self.console = Console(highlight=False, markup=False)
+        self.begin, self.last = None, 0.0
+
+    def __enter__(self):
+        self.bar = Progress(
+            TextColumn("step {task.completed}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=self.console,
+        )
+        self.task = None
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def line(self, text):
+        self.console.print(text, soft_wrap=True)
+
+    def update(self, step, trajectories):
+        """Called with the step reached and the `Trajectory` of every system."""
+        now, total = time.monotonic(), self.config.steps
+        if self.task is None:  # what came before was mostly compilation
+            self.task = self.bar.add_task("", total=total, speed="")
+            self.bar.start()
+            self.begin = now, step
+        speed, done = "", step - self.begin[1]
+        if done:
+            rate = done / (now - self.begin[0])
+            per_day = rate * 86400 * self.config.timestep * 1e-6
+            speed = f"{rate:.4g} steps/s, {per_day:.3g} ns/day"
+        self.bar.update(self.task, completed=step, speed=speed)
+        rows = trajectories[0].thermo
+        if rows and (now - self.last > LINE_SECONDS or step >= total):
+            self.last = now
+            row = dict(zip(COLUMNS, rows[-1]))
+            self.line(
+                f"{row['time_ps']:10.4g} ps  {row['temperature_K']:7.1f} K  potential "
+                f"{row['potential_eV']:.4f} eV  conserved {row['conserved_eV']:.4f} eV  {speed}"
+            )
+
+
+def dynamics_table(trajectories, config):
+    """What a simulation came to, a row for each system."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("system", "atoms", "steps", "mean K", "mean GPa", "drift meV/atom/ps", "ended"):
+        table.add_column(name, justify="left" if name in ("system", "ended") else "right")
+    for trajectory in trajectories:
+        rows, n_atoms = np.array(trajectory.thermo), len(trajectory.structure)
+        drift = "–"
+        if len(rows) > 2:
+            slope = np.polyfit(rows[:, COLUMNS.index("time_ps")], rows[:, 6], 1)[0]
+            drift = f"{MEV * slope / n_atoms:.2g}"
+        step = trajectory.frames[-1].step if trajectory.frames else 0
+        pressure = rows[:, 5].mean() if len(rows) else np.nan
+        table.add_row(
+            trajectory.structure.name,
+            str(n_atoms),
+            str(step),
+            f"{rows[:, 4].mean():.1f}" if len(rows) else "–",
+            f"{pressure:.3f}" if np.isfinite(pressure) else "–",
+            drift,
+            trajectory.stopped or "as asked",
+        )
+    return table
 
 
 def print_to_screen(table):

@@ -58,7 +58,8 @@ def run(
       out: folder for `trajectory.xyz`, `thermo.csv` and `checkpoint.npz`, with subfolders 000,
         001, … for several systems; None keeps all in memory.
       resume: go on from the checkpoint in `out`; on a CPU bit for bit as if never stopped.
-      show: an object with `line(text)` and `update(step, rows)`; see `mlip.report.DynamicsScreen`.
+      show: an object with `line(text)` and `update(step, trajectories)`, such as
+        `mlip.report.DynamicsScreen`.
       folded: compute with the folded potential (see `mlip.fold`), several times faster.
 
     Returns:
@@ -262,7 +263,7 @@ class Simulation:
         self.span = 2 * self.span if seconds < CALL_SECONDS / 2 else self.span
         self.span = max(self.span // 2, 1) if seconds > 2 * CALL_SECONDS else self.span
         if self.show is not None:
-            self.show.update(self.trajectories)
+            self.show.update(int(self.flight.state.step), self.trajectories)
         return int(self.flight.state.step)
 
     def advance(self, goal):

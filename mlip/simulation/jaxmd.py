@@ -37,7 +37,8 @@ class NeighborList:
         """Neighbours at new positions; found anew only if the old ones no longer hold."""
         here, cell = self.space.real(positions, box, self.table)
         table = jax.lax.cond(
-            self.space.hold(self.table, here, cell),
+            # jax-md takes the next step with these neighbours before it asks for new ones.
+            self.space.hold(self.table, here, cell, self.space.skin / 2),
             lambda: self.table,
             lambda: self.space.search(self.grid, self.room, here, cell),
         )
@@ -71,14 +72,29 @@ class Space:
             turns = jax.lax.stop_gradient(jnp.round(places - before))
             turns = jnp.where(jnp.isfinite(turns) & jnp.asarray(self.pbc), turns, 0.0)
             places, positions = places - turns, positions - turns @ cell
-        return (places @ cell if self.fractional else positions)[None], cell[None]
+        return (from_fractional(places, cell) if self.fractional else positions)[None], cell[None]
 
-    def hold(self, table, positions, cell):
-        return table.complete & table.hold(positions, cell, self.cutoff, self.skin)
+    def hold(self, table, positions, cell, skin):
+        return table.complete & table.hold(positions, cell, self.cutoff, skin)
 
     def search(self, grid, room, positions, cell):
         real = jnp.ones(positions.shape[:2], bool)
         return search(self.cutoff + self.skin, room, grid, positions, cell, real)
+
+
+@jax.custom_jvp
+def from_fractional(places, cell):
+    """Positions in Å, whose derivative by fractional ones is one, as in `jax_md.space`.
+
+    So jax-md finds forces in eV/Å, whichever way it writes down positions.
+    """
+    return places @ cell
+
+
+@from_fractional.defjvp
+def _(primals, tangents):
+    (places, cell), (moved, strained) = primals, tangents
+    return places @ cell, moved + places @ strained
 
 
 @dataclass(frozen=True)
@@ -153,8 +169,9 @@ def energy_fn(potential, structure, folded=True):
       folded: compute with the folded potential (see `mlip.fold`), several times faster.
 
     Returns:
-      the function. Its energy lacks the baseline of single atoms, `potential.baseline(structure)`,
-      and is not a number where neighbours are missing.
+      the function. Its energy lacks the baseline of single atoms, `potential.baseline(structure)`.
+      Energy and derivatives are not numbers where neighbours may be missing: after an overflow,
+      or when atoms have moved too far since `update`.
 
     Raises:
       ValueError: an element that the potential does not know.
@@ -181,6 +198,7 @@ def energy_fn(potential, structure, folded=True):
         vectors = jnp.where(table.used[0, ..., None], vectors, far)
         graph = replace(graph, displacement=vectors.astype(dtype))
         total = atom_energies(network, weights, graph).sum().astype(positions.dtype)
-        return jnp.where(space.hold(table, still, steady), total, jnp.nan)
+        # A factor, so that the derivative is not a number either.
+        return total * jnp.where(space.hold(table, still, steady, space.skin), 1.0, jnp.nan)
 
     return energy

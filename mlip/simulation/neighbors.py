@@ -36,11 +36,6 @@ class Room:
     bins: int
     reach: tuple[int, int, int]  # bins looked at to either side, along each lattice vector
 
-    def covers(self, other):
-        """True if a search with this room serves wherever one with the other would."""
-        sizes = (self.neighbors, self.members, self.bins, *self.reach)
-        return all(a >= b for a, b in zip(sizes, other.sizes()))
-
     def sizes(self):
         return (self.neighbors, self.members, self.bins, *self.reach)
 
