@@ -56,9 +56,8 @@ class Course:
     def at(self, step):
         """`Surroundings` at a step."""
         done = jnp.clip(step / self.steps, 0.0, 1.0)
-        kt, pressure = (
-            values[0] * (1 - done) + values[1] * done for values in (self.kt, self.pressure)
-        )
+        # Without a ramp the same to the last bit, however many steps there are.
+        kt, pressure = (first + (last - first) * done for first, last in (self.kt, self.pressure))
         return Surroundings(kt, pressure, self.thermostat_time, self.barostat_time)
 
 
