@@ -26,8 +26,12 @@ class Systems:
 
     species: jax.Array  # [n_systems, n_atoms]
     real: jax.Array  # [n_systems, n_atoms] False for padding
-    bounded: jax.Array  # [n_systems] True for systems with a volume
+    depth: jax.Array  # [n_systems] volume over that of the completed cell; infinite without one
     grid: Grid
+
+    def volume(self, cell):
+        """[n_systems], Å³, of completed cells."""
+        return integrators.volume(cell) * self.depth
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +110,7 @@ class Flight:
 def evaluate(engine, weights, systems, positions, cell, table):
     """Energy [n_systems] above the baseline, forces, stress, and the closest distance."""
     displacement = table.displacement(positions, cell, 2 * engine.cutoff)
-    volume = jnp.where(systems.bounded, integrators.volume(cell), jnp.inf)
+    volume = systems.volume(cell)
     exact = table.graph(systems.species, displacement, volume)
     cast = jnp.dtype(engine.dtype)
     graph = replace(exact, displacement=exact.displacement.astype(cast), volume=volume.astype(cast))
@@ -263,7 +267,7 @@ def row(engine, setting, state):
     bodies, systems = setting.bodies, setting.systems
     around = setting.course.at(state.step)
     kinetic = integrators.kinetic_energy(bodies, state.momenta)
-    volume = jnp.where(systems.bounded, integrators.volume(state.cell), jnp.inf)
+    volume = systems.volume(state.cell)
     tensor = integrators.kinetic_tensor(bodies, state.momenta) / volume[:, None, None]
     pressure = jnp.trace(tensor - state.stress, axis1=1, axis2=2) / 3
     columns = (

@@ -227,8 +227,9 @@ def make_systems(structures, potential, grid):
         positions[row, :n_atoms] = structure.positions
         real[row, :n_atoms] = True
     cells = np.array([complete_cell(s.cell, s.pbc) for s in structures])
-    bounded = np.array([np.isfinite(s.volume) for s in structures])
-    return Systems(species, real, bounded, grid), positions, cells
+    # The completed cell of a slab has unit vectors where the slab's own say how much is empty.
+    depth = np.array([s.volume for s in structures]) / np.abs(np.linalg.det(cells))
+    return Systems(species, real, depth, grid), positions, cells
 
 
 def make_setting(potential, starts, temperatures, config, systems):
