@@ -14,16 +14,15 @@ import numpy as np
 from ase import units
 
 from mlip.data.structure import Structure
-from mlip.deploy.fold import FoldedPotential, fold
+from mlip.deploy.fold import fold
 from mlip.model.memory import free_bytes, peak_bytes, require_room
-from mlip.model.potential import round_up
 from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.simulation import engine as engines
 from mlip.simulation import setup
 from mlip.simulation.engine import Engine
 from mlip.simulation.integrators import Method
 from mlip.simulation.jaxmd import energy_fn, neighbor_fn
-from mlip.simulation.neighbors import Room, plan
+from mlip.simulation.neighbors import make_room, plan
 from mlip.simulation.restart import read_checkpoint, restore, settings_of, write_checkpoint
 from mlip.simulation.setup import DynamicsConfig, Start
 from mlip.simulation.trajectory import Files, Frame, Trajectory
@@ -32,9 +31,7 @@ from mlip.units import GPA
 __all__ = ["DynamicsConfig", "Start", "Trajectory", "energy_fn", "neighbor_fn", "run"]
 
 CALL_SECONDS = 2.0  # about how long the device is left alone
-# Beyond which atoms that ask for room in the table have collapsed: growth in a step, and attempts.
-MOST_GROWTH = 8
-MOST_ATTEMPTS = 4
+MOST_ATTEMPTS = 4  # to make room in a step, beyond which atoms have collapsed
 
 
 def run(
@@ -208,7 +205,7 @@ class Simulation:
         engine = Engine(
             network=self.potential.network,
             dtype=self.potential.dtype,
-            devices=self.devices(n_rows),
+            devices=setup.sharing(self.potential, n_rows),
             method=method,
             room=room,
             skin=config.skin,
@@ -217,15 +214,6 @@ class Simulation:
         )
         if engine != self.engine:
             self.engine, self.program = engine, None
-
-    def devices(self, n_rows):
-        """Devices that share the atoms of all systems, or None for one."""
-        if not isinstance(self.potential, FoldedPotential):
-            return None
-        devices = self.potential.sharing(n_rows)
-        while n_rows % len(devices):
-            devices = devices[:-1]
-        return devices if len(devices) > 1 else None
 
     # Running -------------------------------------------------------------------------------------
 
@@ -291,32 +279,20 @@ class Simulation:
 
     def make_room(self):
         """Plan bins and tables anew, for the step that found no room."""
-        slots, members = np.asarray(self.flight.table.needed).max(axis=0).tolist()
-        old, state = self.engine.room, self.flight.state
-        step = int(state.step)
+        needed, state = self.flight.table.needed, self.flight.state
+        step, cutoff = int(state.step), self.engine.cutoff + self.engine.skin
         self.crowded = step, self.crowded[1] + 1 if self.crowded[0] == step else 1
-        positions, cells = np.asarray(state.positions), np.asarray(state.cell)
-        here = [
-            replace(s, positions=positions[i, : len(s)], cell=np.where(s.pbc[:, None], cells[i], 0))
-            for i, s in enumerate(self.structures)
-        ]
+        here = setup.moved(self.structures, state.positions, state.cell)
         try:
-            if self.crowded[1] > MOST_ATTEMPTS or slots > MOST_GROWTH * old.neighbors:
+            if self.crowded[1] > MOST_ATTEMPTS:
                 raise FloatingPointError
-            grid, room = plan(here, self.engine.cutoff + self.engine.skin)
+            grid, room = make_room(here, cutoff, self.engine.room, needed)
         except (FloatingPointError, ValueError):
-            worst = int(np.asarray(self.flight.table.needed).max(axis=1).argmax())
+            worst = int(np.asarray(needed).max(axis=1).argmax())
             stopped = self.flight.stopped.at[worst].set(engines.COLLAPSED)
             self.flight = replace(self.flight, stopped=stopped, fits=jnp.asarray(True))
             self.stop(worst)
             return
-        # Tables do not shrink, so that the program changes as seldom as can be.
-        room = Room(
-            neighbors=max(room.neighbors, old.neighbors, round_up(math.ceil(1.1 * slots))),
-            members=max(room.members, members + 2 + members // 5),
-            bins=room.bins,
-            reach=room.reach,
-        )
         systems = replace(self.setting.systems, grid=jax.device_put(grid))
         self.setting = replace(self.setting, systems=systems)
         self.compile_for(room)

@@ -25,6 +25,7 @@ from mlip.model.potential import round_up
 
 MOST_CANDIDATES = 20_000  # an atom looks at; more means that a cell or its atoms have collapsed
 SEARCHED_AT_ONCE = 2048  # atoms, so that a search of many takes little memory
+MOST_GROWTH = 8  # of a table at once, beyond which atoms have collapsed
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,38 @@ def plan(structures, cutoff):
         grids.append((counts, low, length, pbc))
     counts, low, length, pbc = (np.array(column) for column in zip(*grids))
     return Grid(counts.astype(np.int32), low, length, pbc), room
+
+
+def make_room(structures, cutoff, room, needed):
+    """Bins and room for systems that found none, no smaller than before.
+
+    Tables do not shrink, so that the program changes as seldom as can be.
+
+    Args:
+      structures: where the systems are.
+      cutoff: Å, the skin included.
+      room: `Room` that there was.
+      needed: of the `Neighbors` that lacked room.
+
+    Returns:
+      `Grid` in NumPy arrays and `Room`.
+
+    Raises:
+      ValueError, FloatingPointError: see `plan`; or atoms have many times the neighbours they had.
+    """
+    slots, members = np.asarray(needed).max(axis=0).tolist()
+    if slots > MOST_GROWTH * room.neighbors:
+        raise FloatingPointError(
+            f"an atom has {slots} neighbours within {cutoff:.2f} Å; the cell or its atoms have "
+            "collapsed"
+        )
+    grid, planned = plan(structures, cutoff)
+    return grid, Room(
+        neighbors=max(planned.neighbors, room.neighbors, round_up(math.ceil(1.1 * slots))),
+        members=max(planned.members, members + 2 + members // 5),
+        bins=planned.bins,
+        reach=planned.reach,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

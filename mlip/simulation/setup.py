@@ -1,7 +1,7 @@
 """The settings of a simulation, and how structures become the arrays that it runs on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from mlip.data.dataset import closest_pairs, read_atoms
 from mlip.data.graph import build_table
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, from_ase
+from mlip.deploy.fold import FoldedPotential
 from mlip.simulation.engine import Course, Limits, Setting, Systems
 from mlip.simulation.integrators import (
     CELL_MOTIONS,
@@ -230,6 +231,25 @@ def make_systems(structures, potential, grid):
     # The completed cell of a slab has unit vectors where the slab's own say how much is empty.
     depth = np.array([s.volume for s in structures]) / np.abs(np.linalg.det(cells))
     return Systems(species, real, depth, grid), positions, cells
+
+
+def moved(structures, positions, cells):
+    """Structures at the positions and in the cells of a run; see `make_systems`."""
+    positions, cells = np.asarray(positions), np.asarray(cells)
+    return [
+        replace(s, positions=positions[i, : len(s)], cell=np.where(s.pbc[:, None], cells[i], 0))
+        for i, s in enumerate(structures)
+    ]
+
+
+def sharing(potential, n_rows):
+    """Devices that share the atoms of all systems, or None for one."""
+    if not isinstance(potential, FoldedPotential):
+        return None
+    devices = potential.sharing(n_rows)
+    while n_rows % len(devices):
+        devices = devices[:-1]
+    return devices if len(devices) > 1 else None
 
 
 def make_setting(potential, starts, temperatures, config, systems):
