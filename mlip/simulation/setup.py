@@ -174,12 +174,6 @@ def check_starts(potential, starts, config):
                 f"{structure.name} is not periodic along all three axes, so that its pressure is "
                 "not defined; choose ensemble nvt"
             )
-        wrong = [index for index in config.fixed if not 0 <= index < len(structure)]
-        if wrong:
-            raise ValueError(
-                f"{structure.name} has no atom {wrong[0]} to be fixed; atoms count from 0 to "
-                f"{len(structure) - 1}"
-            )
         if is_fixed(start, config).all():
             raise ValueError(f"{structure.name}: all atoms are fixed; leave one free to move")
         if config.ensemble == "npt" and is_fixed(start, config).any():
@@ -189,8 +183,19 @@ def check_starts(potential, starts, config):
 
 
 def is_fixed(start, config):
-    """Which atoms stay where they are, [n_atoms]."""
-    fixed = np.zeros(len(start.structure), bool) if start.fixed is None else start.fixed.copy()
+    """Which atoms stay where they are, [n_atoms].
+
+    Raises:
+      ValueError: fixed atoms that are not there.
+    """
+    structure = start.structure
+    wrong = [index for index in config.fixed if not 0 <= index < len(structure)]
+    if wrong:
+        raise ValueError(
+            f"{structure.name} has no atom {wrong[0]} to be fixed; atoms count from 0 to "
+            f"{len(structure) - 1}"
+        )
+    fixed = np.zeros(len(structure), bool) if start.fixed is None else start.fixed.copy()
     fixed[list(config.fixed)] = True
     return fixed
 
