@@ -31,8 +31,8 @@ The package reads downwards; a module imports only from those above it.
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
     simulation/
-        calculator.py      ASE calculator
         neighbors.py       neighbour tables found on the device, for systems that move
+        calculator.py      ASE calculator
         jaxmd.py           energy and neighbours in jax-md's calling convention
         integrators.py     equations of motion, thermostats, barostats
         engine.py          many steps in one compiled loop

@@ -1,12 +1,16 @@
 """Neighbours found on the device are those of brute force, in any cell, and none is lost."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
+from conftest import make_structure
 
+from mlip.data.graph import Shape, build_table, pad
 from mlip.data.neighbors import complete_cell, neighbor_list
 from mlip.data.structure import Structure
-from mlip.simulation.neighbors import Room, plan, search
+from mlip.simulation.neighbors import NO_ROOM, narrow, plan, search
 
 CUTOFF = 3.0
 N_ATOMS, N_SYSTEMS = 12, 24
@@ -52,7 +56,7 @@ def found():
     rng = np.random.default_rng(0)
     batches = [[random_structure(rng) for _ in range(N_SYSTEMS)] for _ in range(10)]
     plans = [plan(batch, CUTOFF) for batch in batches]
-    room = Room(1, 1, 1, (0, 0, 0))
+    room = NO_ROOM
     for _, one in plans:
         room = room.joined(one)
     with jax.enable_x64(True):
@@ -114,8 +118,7 @@ def test_every_edge_knows_its_reverse(found):
 def test_a_search_without_room_says_so(found, scarce):
     batch = found[0][0]
     grid, room = plan(batch, CUTOFF)
-    sizes = {"neighbors": room.neighbors, "members": room.members, scarce: 2}
-    small = Room(sizes["neighbors"], sizes["members"], room.bins, room.reach)
+    small = replace(room, **{scarce: 2})
     with jax.enable_x64(True):
         table = search(CUTOFF, small, grid, *padded(batch))
     assert not table.complete
@@ -138,8 +141,8 @@ def test_a_table_that_holds_has_every_pair(seed):
     cell = np.diag(rng.uniform(4, 6, 3)) + rng.normal(0, 0.7, (3, 3))
     numbers, places = np.full(N_ATOMS, 14), rng.uniform(0, 1, (N_ATOMS, 3))
     structure = Structure(numbers, places @ cell, cell, [True] * 3)
-    grid, room = plan([structure], CUTOFF + skin)
-    room = room.joined(Room(256, 16, 8, (2, 2, 2)))
+    grid, room = plan([structure], CUTOFF, skin)
+    room = replace(room, neighbors=256, members=16, bins=8, reach=(2, 2, 2))
     strain, drift = rng.normal(0, 0.01, (3, 3)), rng.normal(0, 0.02, (N_ATOMS, 3))
     with jax.enable_x64(True):
         table = search(CUTOFF + skin, room, grid, *padded([structure]))
@@ -154,3 +157,27 @@ def test_a_table_that_holds_has_every_pair(seed):
             now = Structure(numbers, here, moved, [True] * 3)
             assert near == len(neighbor_list(now, CUTOFF)[0])
     assert 0 < step < 99
+
+
+@pytest.mark.parametrize("kind", ["molecule", "slab", "crystal", "primitive"])
+def test_narrower_rows_hold_the_edges_within_the_cutoff(kind):
+    structure, cutoff, skin = make_structure(kind), 3.2, 1.5
+    wide, exact = (build_table(structure, reach) for reach in (cutoff + skin, cutoff))
+    n_atoms = len(structure)
+    frame = [(np.zeros(n_atoms, int), structure, wide)]
+    graph = pad(frame, Shape(n_atoms + 3, wide.size()[1], 2), cutoff, np.float64)
+    with jax.enable_x64(True):
+        found, within = narrow(graph, cutoff, 40)
+        vectors = np.asarray(found.displacement)
+        used = np.linalg.norm(vectors, axis=-1) < cutoff
+        assert used.sum() == exact.used.sum()
+        np.testing.assert_array_equal(used.sum(axis=1), within)
+        senders = structure.positions[np.asarray(found.neighbors)[:n_atoms]]
+        crossed = (vectors[:n_atoms] - senders + structure.positions[:, None])[used[:n_atoms]]
+        if structure.pbc.all():
+            turns = crossed @ np.linalg.inv(structure.cell)
+            np.testing.assert_allclose(turns, np.round(turns), rtol=0, atol=1e-9)
+        flat, reverse = vectors.reshape(-1, 3), np.asarray(found.reverse).ravel()
+        np.testing.assert_array_equal(reverse[reverse], np.arange(len(reverse)))
+        np.testing.assert_array_equal(flat[reverse][used.ravel()], -flat[used.ravel()])
+        assert narrow(graph, cutoff, 2)[1].max() > 2

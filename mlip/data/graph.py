@@ -57,7 +57,9 @@ class Table:
 
     def displacement(self, positions, cell, cutoff):
         """Edge vectors at these positions, [n_atoms, max_neighbors, 3]; padding at 2 cutoff."""
-        vectors = positions[self.neighbors] + self.shifts @ cell - positions[:, None]
+        # Written out, so that an edge and its reverse are opposite to the last bit.
+        crossed = sum(self.shifts[..., axis, None] * cell[axis] for axis in range(3))
+        vectors = (positions[self.neighbors] - positions[:, None]) + crossed
         return np.where(self.used[..., None], vectors, (2.0 * cutoff, 0.0, 0.0))
 
     def size(self):

@@ -11,6 +11,7 @@ from mlip.deploy.fold import FoldedPotential, fold
 from mlip.deploy.spread import whole_shares
 from mlip.model.potential import Potential, round_up
 from mlip.runtime import keep_compiled_programs
+from mlip.simulation.neighbors import narrow, with_spare
 from mlip.training.checkpoint import load_model
 
 
@@ -51,7 +52,7 @@ class Calculator(AseCalculator):
         self.folded = folded and not isinstance(self.potential, FoldedPotential)
         self.devices = devices
         self.used = self.potential  # what is computed with
-        self.shape = Shape(1, 1, 2)
+        self.shape, self.width = Shape(1, 1, 2), 1
         self.reference = None  # the structure for which the table was built
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
@@ -73,8 +74,7 @@ class Calculator(AseCalculator):
         self._fold_for(structure)
         self._update_table(structure)
         frame = (self.used.species_of(structure), structure, self.table)
-        graph = pad([frame], self.shape, self.potential.config.cutoff, self.potential.dtype)
-        prediction = self.used.split(self.used.evaluate(graph), [frame])[0]
+        prediction = self.used.split(self.used.evaluate(self._graph(frame)), [frame])[0]
         self.results = {
             "energy": prediction.energy,
             "free_energy": prediction.energy,
@@ -92,6 +92,18 @@ class Calculator(AseCalculator):
             needed = met.union(structure.numbers.tolist())
             if needed != met:
                 self.used = fold(self.potential, needed, devices=self.devices)
+
+    def _graph(self, frame):
+        """The padded graph, without the edges of the skin, which would cost and give nothing."""
+        cutoff, dtype = self.potential.config.cutoff, self.potential.dtype
+        graph = pad([frame], self.shape, cutoff, dtype)
+        if self.skin == 0:
+            return graph
+        within = ((graph.displacement**2).sum(axis=-1) < cutoff**2).sum(axis=1).max()
+        if within > self.width:
+            self.width = with_spare(within)
+        with self.potential.precision():
+            return narrow(graph, cutoff, self.width)[0]
 
     def _update_table(self, structure):
         if self._table_holds(structure):

@@ -135,7 +135,7 @@ class Simulation:
             raise FileExistsError(
                 f"{self.out} holds a simulation; go on with --resume or give another folder"
             )
-        grid, room = plan(self.structures, self.potential.config.cutoff + self.config.skin)
+        grid, room = plan(self.structures, self.potential.config.cutoff, self.config.skin)
         positions, cells = self.prepare(grid, room)
         seed = jax.random.PRNGKey(self.config.seed)
         draw, keys = (
@@ -279,14 +279,15 @@ class Simulation:
 
     def make_room(self):
         """Plan bins and tables anew, for the step that found no room."""
-        needed, state = self.flight.table.needed, self.flight.state
-        step, cutoff = int(state.step), self.engine.cutoff + self.engine.skin
+        needed, state, step = self.flight.needed, self.flight.state, int(self.flight.state.step)
         self.crowded = step, self.crowded[1] + 1 if self.crowded[0] == step else 1
         here = setup.moved(self.structures, state.positions, state.cell)
         try:
             if self.crowded[1] > MOST_ATTEMPTS:
                 raise FloatingPointError
-            grid, room = make_room(here, cutoff, self.engine.room, needed)
+            grid, room = make_room(
+                here, self.engine.cutoff, self.engine.skin, self.engine.room, needed
+            )
         except (FloatingPointError, ValueError):
             worst = int(np.asarray(needed).max(axis=1).argmax())
             stopped = self.flight.stopped.at[worst].set(engines.COLLAPSED)

@@ -13,7 +13,7 @@ from mlip.deploy.spread import evaluate_spread
 from mlip.model.potential import Weights, energies_and_pull, forces_and_stress
 from mlip.simulation import integrators
 from mlip.simulation.integrators import Bodies, Method, State, Surroundings
-from mlip.simulation.neighbors import Grid, Neighbors, Room, search
+from mlip.simulation.neighbors import Grid, Neighbors, Room, narrow, search
 
 # Why a system was stopped, by its code; 0 goes on.
 NOT_FINITE, TOO_CLOSE, TOO_STRONG, TOO_HOT, TOO_HIGH, COLLAPSED = range(1, 7)
@@ -104,14 +104,22 @@ class Flight:
     table: Neighbors
     stopped: jax.Array  # [n_systems] code of why, 0 if not
     closest: jax.Array  # [n_systems] Å, shortest distance
-    fits: jax.Array  # False if the next step needs more room in the table
+    fits: jax.Array  # False if the next step needs more room
+    needed: jax.Array  # [n_systems, 3] the room it needs; see `make_room`
 
 
 def evaluate(engine, weights, systems, positions, cell, table):
-    """Energy [n_systems] above the baseline, forces, stress, and the closest distance."""
+    """Energy [n_systems] above the baseline, forces, stress, and what was met on the way.
+
+    Returns:
+      energy [n_systems], forces [n_systems, n_atoms, 3], stress [n_systems, 3, 3], the closest
+      distance [n_systems], and the room that all would have needed, [n_systems, 3] as
+      `mlip.simulation.neighbors.make_room` takes it.
+    """
     displacement = table.displacement(positions, cell, 2 * engine.cutoff)
     volume = systems.volume(cell)
     exact = table.graph(systems.species, displacement, volume)
+    exact, within = narrow(exact, engine.cutoff, engine.room.within)
     cast = jnp.dtype(engine.dtype)
     graph = replace(exact, displacement=exact.displacement.astype(cast), volume=volume.astype(cast))
     if engine.devices is None:
@@ -127,7 +135,8 @@ def evaluate(engine, weights, systems, positions, cell, table):
     energies = energies.reshape(shape).astype(displacement.dtype)
     energy = jnp.where(systems.real, energies, 0.0).sum(axis=1)
     closest = jnp.sqrt((displacement**2).sum(axis=-1).min(axis=(1, 2)))
-    return energy, forces.reshape(*shape, 3), stress, closest
+    needed = jnp.column_stack([table.needed, within.reshape(shape).max(axis=1)])
+    return energy, forces.reshape(*shape, 3), stress, closest, needed
 
 
 def find(engine, systems, positions, cell):
@@ -156,7 +165,8 @@ def launch(engine, setting, positions, momenta, cell, key):
         step=jnp.asarray(-1),
     )
     table = empty_table(engine.room, setting.systems.real.shape, cell.dtype)
-    return Flight(state, table, jnp.zeros(n_systems, jnp.int32), zeros, jnp.asarray(True))
+    stopped, needed = jnp.zeros(n_systems, jnp.int32), jnp.zeros((n_systems, 3), jnp.int32)
+    return Flight(state, table, stopped, zeros, jnp.asarray(True), needed)
 
 
 def empty_table(room, shape, dtype):
@@ -219,7 +229,7 @@ def one_step(engine, setting, flight):
         lambda: flight.table,
         lambda: find(engine, systems, moved.positions, moved.cell),
     )
-    energy, forces, stress, closest = evaluate(
+    energy, forces, stress, closest, needed = evaluate(
         engine, setting.weights, systems, moved.positions, moved.cell, table
     )
     moved = replace(moved, energy=energy, forces=forces, stress=stress)
@@ -228,9 +238,10 @@ def one_step(engine, setting, flight):
     # A state with numbers that are not finite tells nothing: the one before is kept.
     after = _where(halted | (why == NOT_FINITE), replace(state, step=after.step), after)
     closest = jnp.where(halted, flight.closest, closest)
-    new = Flight(after, table, why, closest, table.complete)
-    kept = replace(flight, fits=False, table=replace(flight.table, needed=table.needed))
-    return jax.tree.map(lambda a, b: jnp.where(table.complete, a, b), new, kept)
+    fits = table.complete & (needed[:, 2] <= engine.room.within).all()
+    new = Flight(after, table, why, closest, fits, needed)
+    kept = replace(flight, fits=fits, needed=needed)
+    return jax.tree.map(lambda a, b: jnp.where(fits, a, b), new, kept)
 
 
 def _where(chosen, one, other):

@@ -117,10 +117,9 @@ class NeighborListFns:
         atoms.set_cell(np.where(self.structure.pbc[:, None], np.asarray(cell[0]), atoms.cell.array))
         atoms.set_positions(np.asarray(here[0]))
         grid, room = plan(
-            [from_ase(atoms, self.structure.name)], self.space.cutoff + self.space.skin
+            [from_ase(atoms, self.structure.name)], self.space.cutoff, self.space.skin
         )
-        slots = room.neighbors + extra_capacity
-        room = Room(slots, room.members, room.bins, room.reach)
+        room = replace(room, neighbors=room.neighbors + extra_capacity)
         dtype = here.dtype
         grid = Grid(grid.counts, grid.low.astype(dtype), grid.length.astype(dtype), grid.periodic)
         grid = jax.device_put(grid)

@@ -12,14 +12,14 @@ them.
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip.data.graph import Graph
-from mlip.data.neighbors import complete_cell, neighbor_list
+from mlip.data.graph import Graph, build_table
+from mlip.data.neighbors import complete_cell
 from mlip.model.blocks import map_blocks
 from mlip.model.potential import round_up
 
@@ -32,18 +32,20 @@ MOST_GROWTH = 8  # of a table at once, beyond which atoms have collapsed
 class Room:
     """Sizes that a compiled search has room for."""
 
-    neighbors: int  # slots of an atom
+    neighbors: int  # slots of an atom, for what the search finds
+    within: int  # slots of an atom, for those closer than the cutoff without the skin
     members: int  # atoms in a bin
     bins: int
     reach: tuple[int, int, int]  # bins looked at to either side, along each lattice vector
 
-    def sizes(self):
-        return (self.neighbors, self.members, self.bins, *self.reach)
-
     def joined(self, other):
         """Room for what either has room for."""
-        n, m, b, *reach = (max(pair) for pair in zip(self.sizes(), other.sizes()))
-        return Room(n, m, b, tuple(reach))
+        reach = tuple(max(pair) for pair in zip(self.reach, other.reach))
+        sizes = ("neighbors", "within", "members", "bins")
+        return Room(*(max(getattr(self, n), getattr(other, n)) for n in sizes), reach)
+
+
+NO_ROOM = Room(1, 1, 1, 1, (0, 0, 0))
 
 
 @jax.tree_util.register_dataclass
@@ -127,11 +129,51 @@ def _combine(numbers, vectors):
     )
 
 
-def plan(structures, cutoff):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def narrow(graph, cutoff, width):
+    """The same graph with only the edges that are shorter than the cutoff, in narrower rows.
+
+    Args:
+      cutoff: Å.
+      width: slots of an atom.
+
+    Returns:
+      `Graph`, and how many slots an atom would need, [n_atoms]; where that is more than `width`
+      edges are missing.
+    """
+    near = (graph.displacement**2).sum(axis=-1) < cutoff**2
+    near = near & near.ravel()[graph.reverse]  # should the two ever be rounded differently
+    counted = jnp.cumsum(near, axis=1, dtype=jnp.int32)
+    wanted = jnp.arange(1, width + 1, dtype=jnp.int32)
+    find = functools.partial(jnp.searchsorted, method="scan_unrolled")
+    chosen = jax.vmap(find, (0, None))(counted, wanted).astype(jnp.int32)
+    chosen = jnp.minimum(chosen, near.shape[1] - 1)
+    used = wanted <= counted[:, -1:]
+    index = jnp.arange(len(near), dtype=jnp.int32)[:, None]
+    row, place = jnp.divmod(jnp.take_along_axis(graph.reverse, chosen, axis=1), near.shape[1])
+    reverse = row * width + counted[row, place] - 1
+    vectors = jnp.take_along_axis(graph.displacement, chosen[..., None], axis=1)
+    far = jnp.asarray((2 * cutoff, 0, 0), vectors.dtype)
+    narrower = replace(
+        graph,
+        neighbors=jnp.where(used, jnp.take_along_axis(graph.neighbors, chosen, axis=1), index),
+        reverse=jnp.where(used, reverse, index * width + wanted - 1),
+        displacement=jnp.where(used[..., None], vectors, far),
+    )
+    return narrower, counted[:, -1]
+
+
+def with_spare(slots):
+    """Slots of an atom within the cutoff to make room for, with some for fluctuations."""
+    return int(slots + 2 + slots // 16)
+
+
+def plan(structures, cutoff, skin=0.0):
     """Bins and room for a search around these structures, with some to spare.
 
     Args:
-      cutoff: Å, the skin included.
+      cutoff: Å, of the network.
+      skin: Å beyond the cutoff within which neighbours are found.
 
     Returns:
       `Grid` in NumPy arrays and `Room`.
@@ -140,21 +182,21 @@ def plan(structures, cutoff):
       ValueError: see `mlip.data.neighbors.neighbor_list`.
       FloatingPointError: a cell so small that an atom would meet thousands of images.
     """
-    grids, room = [], Room(1, 1, 1, (0, 0, 0))
+    grids, room, reached = [], NO_ROOM, cutoff + skin
     for structure in structures:
         cell, pbc = complete_cell(structure.cell, structure.pbc), structure.pbc
         fractional = structure.positions @ np.linalg.inv(cell)
         heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
         low = np.where(pbc, 0.0, fractional.min(axis=0))
         length = np.where(pbc, 1.0, np.maximum(np.ptp(fractional, axis=0), 1e-3))
-        counts = np.maximum((length * heights / cutoff).astype(int), 1)
+        counts = np.maximum((length * heights / reached).astype(int), 1)
         counts = np.where(~pbc & (counts <= 2), 1, counts)  # two bins would both be looked at
         # A bin holds an atom or more in most cells: emptier bins only cost time.
         while counts.prod() > max(len(structure), 1):
             counts[counts.argmax()] -= 1
         # Room for a cell that shrinks by a hundredth before bins are planned anew.
         width = 0.99 * length * heights / counts
-        reach = np.where(pbc | (counts > 1), np.ceil(cutoff / width), 0).astype(int)
+        reach = np.where(pbc | (counts > 1), np.ceil(reached / width), 0).astype(int)
         reach = np.where(pbc, reach, np.minimum(reach, counts - 1))
         places = np.floor((fractional - np.where(pbc, np.floor(fractional), low)) / length * counts)
         places = np.clip(places, 0, counts - 1).astype(int)
@@ -162,15 +204,17 @@ def plan(structures, cutoff):
         if math.prod(2 * reach + 1) * members > MOST_CANDIDATES:
             raise FloatingPointError(
                 f"{structure.name}: {members} atoms in a cell of {np.round(heights, 2).tolist()} Å "
-                f"across have too many images within {cutoff:.2f} Å; the cell or its atoms have "
+                f"across have too many images within {reached:.2f} Å; the cell or its atoms have "
                 "collapsed"
             )
-        receivers, _, _ = neighbor_list(structure, cutoff)
-        slots = np.bincount(receivers, minlength=1).max()
+        table = build_table(structure, reached)
+        vectors = table.displacement(structure.positions, structure.cell, reached)
+        within = ((vectors**2).sum(axis=-1) < cutoff**2).sum(axis=1).max()
         spare = 0 if counts.prod() == 1 else 2 + members // 5
         room = room.joined(
             Room(
-                round_up(max(math.ceil(1.1 * slots), 1)),
+                round_up(math.ceil(1.1 * table.neighbors.shape[1])),
+                with_spare(within),
                 int(members + spare),
                 int(counts.prod()),
                 tuple(reach.tolist()),
@@ -181,16 +225,17 @@ def plan(structures, cutoff):
     return Grid(counts.astype(np.int32), low, length, pbc), room
 
 
-def make_room(structures, cutoff, room, needed):
+def make_room(structures, cutoff, skin, room, needed):
     """Bins and room for systems that found none, no smaller than before.
 
     Tables do not shrink, so that the program changes as seldom as can be.
 
     Args:
       structures: where the systems are.
-      cutoff: Å, the skin included.
+      cutoff, skin: Å, see `plan`.
       room: `Room` that there was.
-      needed: of the `Neighbors` that lacked room.
+      needed: [n_systems, 3] slots of an atom, seats in a bin, and slots of an atom within the
+        cutoff, that were wanted.
 
     Returns:
       `Grid` in NumPy arrays and `Room`.
@@ -198,15 +243,16 @@ def make_room(structures, cutoff, room, needed):
     Raises:
       ValueError, FloatingPointError: see `plan`; or atoms have many times the neighbours they had.
     """
-    slots, members = np.asarray(needed).max(axis=0).tolist()
+    slots, members, within = np.asarray(needed).max(axis=0).tolist()
     if slots > MOST_GROWTH * room.neighbors:
         raise FloatingPointError(
-            f"an atom has {slots} neighbours within {cutoff:.2f} Å; the cell or its atoms have "
-            "collapsed"
+            f"an atom has {slots} neighbours within {cutoff + skin:.2f} Å; the cell or its atoms "
+            "have collapsed"
         )
-    grid, planned = plan(structures, cutoff)
+    grid, planned = plan(structures, cutoff, skin)
     return grid, Room(
         neighbors=max(planned.neighbors, room.neighbors, round_up(math.ceil(1.1 * slots))),
+        within=max(planned.within, room.within, with_spare(within)),
         members=max(planned.members, members + 2 + members // 5),
         bins=planned.bins,
         reach=planned.reach,
