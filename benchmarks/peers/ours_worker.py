@@ -99,18 +99,36 @@ def training(potential):
 
 
 def compiled_dynamics(potential, n_steps=100):
+    """The compiled loop, rebuilds of tables included, always from the same start.
+
+    Random weights are scaled down, so that the atoms fly apart no faster than they would vibrate.
+    """
+
     def prepare(frames):
         from ase import units
 
-        from mlip.simulation.dynamics import run_nve
+        from mlip.simulation.dynamics import Simulation
+        from mlip.simulation.setup import DynamicsConfig, Start
 
         atoms = frames[0].copy()
         set_velocities(atoms, 300.0)
-        structure, velocities = from_ase(atoms), atoms.get_velocities() * units.fs
+        start = Start(from_ase(atoms), atoms.get_velocities() * units.fs)
+        config = DynamicsConfig(
+            ensemble="nve", timestep=1.0, steps=n_steps, save_every=n_steps, min_distance=0.0
+        )
+        slow = replace(potential, scale=0.02 * potential.scale)
+        with jax.enable_x64(True):
+            temperatures = np.full((2, 1), 300.0)
+            simulation = Simulation(slow, [start], temperatures, config, None, None, False)
+            simulation.begin()
+        flight = simulation.flight
 
         def call():
-            run = run_nve(potential, structure, velocities, 1.0, n_steps)
-            return np.asarray(run.potential_energy)
+            with jax.enable_x64(True):
+                simulation.flight = flight
+                while int(simulation.flight.state.step) < n_steps:
+                    simulation.advance(n_steps)
+                return np.asarray(simulation.flight.state.energy)
 
         return Step(call, {"steps": n_steps})
 
