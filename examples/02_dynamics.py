@@ -1,10 +1,9 @@
-"""Constant-energy dynamics of ethanol, by ASE and compiled by jax-md, with the same potential.
+"""Dynamics of ethanol: two replicas at two temperatures, then ASE from the same start.
 
 python examples/02_dynamics.py --minutes 2
 """
 
 import argparse
-import time
 
 import numpy as np
 from ase import units
@@ -13,7 +12,7 @@ from ase.md.verlet import VelocityVerlet
 
 import mlip
 from mlip.quickstart import data_file
-from mlip.simulation.dynamics import run_nve
+from mlip.simulation.dynamics import DynamicsConfig, run
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--minutes", type=float, default=2.0, help="of training")
@@ -30,21 +29,23 @@ potential = mlip.train(
         network=mlip.NetworkConfig(channels=16, l_max=2),
     )
 ).with_dtype("float64")
-
 start = mlip.read(data_file("ethanol_test_300K.xyz"))[0]
+
+# Several temperatures run side by side in one compiled program, each with its own random numbers.
+settings = DynamicsConfig(ensemble="nvt", temperature=(200.0, 300.0), steps=args.steps)
+for trajectory in run(potential, start, settings):
+    mean = trajectory.column("temperature_K").mean()
+    print(f"{mean:6.1f} K on average; {trajectory.stopped or 'ended as asked'}")
+
 atoms = mlip.to_ase(start)
 thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
 velocities = atoms.get_velocities() * units.fs
-
-clock = time.perf_counter()
-trajectory = run_nve(potential, start, velocities, timestep=0.5, n_steps=args.steps)
-total = trajectory.potential_energy + trajectory.kinetic_energy
-print(f"jax-md: {time.perf_counter() - clock:.1f} s, compilation included")
+settings = DynamicsConfig(ensemble="nve", steps=args.steps, rest_centre=False)
+trajectory = run(potential, start, settings, velocities)
+total = trajectory.column("conserved_eV")
 print(f"largest change of the total energy {1000 * np.ptp(total) / len(atoms):.4f} meV/atom")
 
 atoms.calc = mlip.Calculator(potential)
-clock = time.perf_counter()
-VelocityVerlet(atoms, 0.5 * units.fs).run(args.steps)
-print(f"ASE:    {time.perf_counter() - clock:.1f} s, compilation included")
-apart = np.abs(atoms.positions - trajectory.positions[-1]).max()
-print(f"largest distance between the two after {args.steps} steps {apart:.1e} Å")
+VelocityVerlet(atoms, settings.timestep * units.fs).run(args.steps)
+apart = np.abs(atoms.positions - trajectory.frames[-1].positions).max()
+print(f"largest distance from ASE's trajectory after {args.steps} steps {apart:.1e} Å")

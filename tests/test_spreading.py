@@ -40,6 +40,21 @@ for config in (CONFIGS["vectors"], deep):
     assert len(shared.used.sharing(len(atoms))) == 4
     for one, other in zip(*results):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-11)
+
+from mlip.data.structure import from_ase
+from mlip.simulation.dynamics import DynamicsConfig, run
+from mlip.simulation.setup import Start
+from dataclasses import replace
+
+slow = replace(potential, scale=0.02 * potential.scale)
+settings = DynamicsConfig(ensemble="npt", cell_motion="full", steps=20, save_every=20)
+start = from_ase(atoms)
+shared = run(slow, start, settings)
+spread.WORTHWHILE["cpu"] = 1000
+alone = run(slow, start, settings)
+for name in ("positions", "velocities", "cell", "energy", "stress"):
+    one, other = (trajectory.array(name)[-1] for trajectory in (alone, shared))
+    np.testing.assert_allclose(other, one, rtol=0, atol=1e-11)
 print("the same on four devices")
 """
 

@@ -15,6 +15,7 @@ from mlip.data.graph import build_table
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, from_ase
 from mlip.deploy.fold import FoldedPotential
+from mlip.deploy.spread import whole_shares
 from mlip.simulation.engine import Course, Limits, Setting, Systems
 from mlip.simulation.integrators import (
     CELL_MOTIONS,
@@ -224,7 +225,10 @@ def warnings_of(potential, structures):
 
 def make_systems(structures, potential, grid):
     """`Systems`, positions [n_systems, n_atoms, 3] and cells [n_systems, 3, 3] (Å) in NumPy."""
-    shape = len(structures), max(map(len, structures))
+    most = max(map(len, structures))
+    if isinstance(potential, FoldedPotential):  # rows that devices can share
+        most = whole_shares(most, potential.sharing(len(structures) * most))
+    shape = len(structures), most
     species, real = np.zeros(shape, np.int32), np.zeros(shape, bool)
     positions = np.zeros((*shape, 3))
     for row, structure in enumerate(structures):
