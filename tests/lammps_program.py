@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from mlip.deploy.lammps import drive, start
+from mlip.deploy.lammps import drive, evaluate_part, start
 
 settings = json.loads(open(sys.argv[1]).read())
 engine = start(["-screen", "none", "-log", settings["out"] + ".log"])
@@ -33,9 +33,7 @@ try:
         frame["own"] = comm.allgather(len(tags))
         frames.append(frame | {"thermo": thermo})
     answers["frames"] = frames
-    answers["programs"] = comm.allgather(
-        sys.modules["mlip.deploy.lammps"].evaluate_part._cache_size()
-    )
+    answers["programs"] = comm.allgather(evaluate_part._cache_size())
 except Exception as error:
     answers["error"] = f"{type(error).__name__}: {error}"
 if comm.rank == 0:

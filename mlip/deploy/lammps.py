@@ -1,7 +1,8 @@
 """LAMMPS driven by a potential, on one rank or many.
 
 LAMMPS keeps the atoms, their ranks and the integrator; `fix external` asks this module for
-energies, forces and virial at every step. Each rank computes its own atoms (see `mlip.deploy.halo`).
+energies, forces and virial at every step. Each rank computes its own atoms (see
+`mlip.deploy.halo`).
 
     from mlip.deploy.lammps import drive, start
 
