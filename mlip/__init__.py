@@ -30,8 +30,11 @@ The package reads downwards; a module imports only from those above it.
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
+        halo.py            one rank's part of a system that an engine has spread over many
+        lammps.py          LAMMPS driven by a potential, on one rank or many
     simulation/
         calculator.py      ASE calculator
+        serve.py           client of i-PI and other engines that ask through a socket
         dynamics.py        energy and forces for jax-md
     report.py              tables, progress, plots
     quickstart.py          the whole job on the data inside the package

@@ -1,41 +1,59 @@
-"""What tests run under `mpiexec`: one LAMMPS simulation driven by a potential.
+"""What tests run under `mpiexec`: LAMMPS simulations driven by potentials, one after another.
 
-python lammps_program.py settings.json; the answers go to the file that the settings name.
+python lammps_program.py cases.json answers.json
 """
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from mlip.deploy.lammps import drive, evaluate_part, start
 
-settings = json.loads(open(sys.argv[1]).read())
-engine = start(["-screen", "none", "-log", settings["out"] + ".log"])
-comm = engine.get_mpi_comm()
-answers = {"ranks": comm.size}
-try:
-    engine.commands_string(settings["system"])
-    driver = drive(engine, settings["model"], settings["elements"], **settings.get("options", {}))
-    frames = []
-    for commands in settings["commands"]:
-        engine.commands_string(commands)
-        thermo = engine.last_thermo()
-        by_tag = {}
-        for name, source in {"x": "positions", "v": "velocities", "f": "forces"}.items():
-            own = engine.numpy.extract_atom(name, nelem=engine.extract_setting("nlocal"))
-            by_tag[source] = comm.allgather(own.copy())
-        tags = engine.numpy.extract_atom("id", nelem=engine.extract_setting("nlocal"))
-        energies = engine.numpy.extract_compute("atoms", 1, 1)[: len(tags)]
-        by_tag["energies"] = comm.allgather(energies.copy())
-        order = np.argsort(np.concatenate(comm.allgather(tags.copy())))
-        frame = {name: np.concatenate(rows)[order].tolist() for name, rows in by_tag.items()}
-        frame["own"] = comm.allgather(len(tags))
-        frames.append(frame | {"thermo": thermo})
-    answers["frames"] = frames
-    answers["programs"] = comm.allgather(evaluate_part._cache_size())
-except Exception as error:
-    answers["error"] = f"{type(error).__name__}: {error}"
-if comm.rank == 0:
-    with open(settings["out"], "w") as file:
-        json.dump(answers, file)
+
+def frame(engine, comm):
+    """What all ranks hold of the atoms, in the order of their identifiers."""
+    n_own = engine.extract_setting("nlocal")
+    own = {
+        name: engine.numpy.extract_atom(key, nelem=n_own).copy()
+        for name, key in {"positions": "x", "velocities": "v", "forces": "f", "tags": "id"}.items()
+    }
+    own["energies"] = engine.numpy.extract_compute("atoms", 1, 1)[:n_own].copy()
+    ranks = comm.allgather(own)
+    order = np.argsort(np.concatenate([rank["tags"] for rank in ranks]))
+    together = {name: np.concatenate([r[name] for r in ranks])[order].tolist() for name in own}
+    low, high, xy, yz, xz, *_ = engine.extract_box()
+    cell = np.diag(np.subtract(high, low))
+    cell[1, 0], cell[2, 0], cell[2, 1] = xy, xz, yz
+    return together | {
+        "cell": cell.tolist(),
+        "owners": [rank["tags"].tolist() for rank in ranks],
+        "thermo": engine.last_thermo(),
+    }
+
+
+def answer(case):
+    engine = start(["-screen", "none", "-log", "none"])
+    comm = engine.get_mpi_comm()
+    frames, before = [], evaluate_part._cache_size()
+    try:
+        engine.commands_string(case["system"])
+        drive(engine, case["model"], case["elements"], **case.get("options", {}))
+        for commands in case["commands"]:
+            engine.commands_string(commands)
+            frames.append(frame(engine, comm))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        engine.close()
+    programs = comm.allgather(evaluate_part._cache_size() - before)
+    return {"frames": frames, "programs": max(programs)}
+
+
+cases = json.loads(Path(sys.argv[1]).read_text())
+answers = {name: answer(case) for name, case in cases.items()}
+from mpi4py import MPI  # noqa: E402, after `start` has found its library
+
+if MPI.COMM_WORLD.rank == 0:
+    Path(sys.argv[2]).write_text(json.dumps(answers))

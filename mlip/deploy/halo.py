@@ -8,6 +8,7 @@ An atom is one row here, however many periodic copies of it the engine keeps. Ne
 among the rows through the cell, as in a whole system, so that a single rank has no copies at all.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,9 +181,10 @@ def cut_out(structure, n_own, cutoff, skin, layers, room=(), width=1, spare=True
         reached = senders[steps[receivers] == step]
         steps[reached] = np.minimum(steps[reached], step + 1)
     counts = np.bincount(steps, minlength=layers + 1)[: layers + 1].tolist()
-    if spare:
-        counts = [round_up(-(-21 * count // 20)) if count else 0 for count in counts]
-    room = tuple(max(pair) for pair in zip(counts, room or counts))
+    room = room or (0,) * len(counts)
+    if any(count > rows for count, rows in zip(counts, room)):
+        enough = [8 * -(-(n + 2 * math.isqrt(n)) // 8) if spare else n for n in counts]
+        room = tuple(max(pair) for pair in zip(enough, room))
     row, first = np.full(len(structure), -1), 0
     for step, rows in enumerate(room):
         atoms = np.flatnonzero(steps == step)
