@@ -30,6 +30,8 @@ The package reads downwards; a module imports only from those above it.
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
+        halo.py            one rank's part of a system that an engine has spread over many
+        lammps.py          LAMMPS driven by a potential, on one rank or many
     simulation/
         neighbors.py       neighbour tables found on the device, for systems that move
         calculator.py      ASE calculator
@@ -40,6 +42,7 @@ The package reads downwards; a module imports only from those above it.
         trajectory.py      frames in memory and in files
         restart.py         the state that a simulation resumes from
         dynamics.py        run(): molecular dynamics of one system or many
+        serve.py           client of i-PI and other engines that ask through a socket
     report.py              tables, progress, plots
     quickstart.py          the whole job on the data inside the package
     cli.py                 the command line

@@ -222,6 +222,37 @@ def init(arguments):
     print(f"wrote {arguments.out}: untrained, {potential.n_parameters} parameters")
 
 
+def describe_serve(parser):
+    parser.add_argument("model", help="model.safetensors")
+    parser.add_argument("start", help="structure with the engine's elements in its order")
+    parser.add_argument("--unixsocket", metavar="NAME", help="the engine's, at /tmp/ipi_NAME")
+    parser.add_argument("--host", help="of the engine; localhost if only --port is given")
+    parser.add_argument("--port", type=int, help="31415 if only --host is given")
+    parser.add_argument("--dtype", help="float32 or float64; as trained if not given")
+    parser.add_argument(
+        "--unfolded", action="store_true", help="compute with the network itself, slower"
+    )
+
+
+def serve(arguments):
+    """Give energies and forces to an engine such as i-PI through a socket."""
+    from mlip.data.dataset import read
+    from mlip.runtime import use_all_cores
+    from mlip.simulation.serve import serve as run_client
+
+    use_all_cores()
+    answers = run_client(
+        arguments.model,
+        read(arguments.start, keys=None)[0],
+        unixsocket=arguments.unixsocket,
+        host=arguments.host,
+        port=arguments.port,
+        dtype=arguments.dtype,
+        folded=not arguments.unfolded,
+    )
+    print(f"the engine ended the conversation after {answers} evaluations")
+
+
 def selftest(arguments):
     """Compare compiled parts of the network with NumPy on this machine."""
     from mlip.report import checks_table, print_to_screen
@@ -253,6 +284,7 @@ COMMANDS = {
     "md": (describe_md, md),
     "info": (describe_info, info),
     "init": (describe_init, init),
+    "serve": (describe_serve, serve),
     "selftest": (lambda parser: None, selftest),
     "quickstart": (describe_quickstart, quickstart),
 }

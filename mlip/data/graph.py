@@ -69,10 +69,20 @@ class Table:
 
 def build_table(structure, cutoff):
     """Table of all neighbours of a structure within the cutoff (Å)."""
-    receivers, senders, shifts = neighbor_list(structure, cutoff)
-    n_atoms, n_edges = len(structure), len(receivers)
+    return arrange(len(structure), *neighbor_list(structure, cutoff))
+
+
+def arrange(n_atoms, receivers, senders, shifts, width=1):
+    """Table of edges, each with its opposite among them.
+
+    Args:
+      receivers, senders: [n_edges] rows below `n_atoms`, sorted by receiver.
+      shifts: [n_edges, 3] integers.
+      width: slots a row at least.
+    """
+    n_edges = len(receivers)
     counts = np.bincount(receivers, minlength=n_atoms)
-    width = max(int(counts.max()), 1)
+    width = max(int(counts.max()), width)
     first = np.cumsum(counts) - counts
     slots = receivers * width + np.arange(n_edges) - first[receivers]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import ase
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def to_ase(structure):
 
 def symbol(number):
     return chemical_symbols[number]
+
+
+def mass(number):
+    """Of an element, amu."""
+    return float(atomic_masses[number])
 
 
 def number_of(symbol_or_number):

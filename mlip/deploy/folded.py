@@ -7,7 +7,7 @@ functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 
 layer's derivative is taken together with its value, atoms block by block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,14 @@ class FoldedNetwork:
     intervals: tuple[int, ...]  # of the splines of each layer
     block: int | None = None  # atoms taken at a time; None takes all
     axis: str | None = None  # of the devices over which the atoms are spread
+    # Of each layer the number of atoms, first in the graph, that it is taken for; None takes all.
+    # Neighbours of a layer's atoms lie among those of the layer before.
+    rows: tuple[int, ...] | None = None
 
     def apply(self, variables, graph, average_neighbors):
         """Energies of the atoms as `Network` gives them; intermediate features are not kept.
+
+        Atoms that the last layer is not taken for have none.
 
         Args:
           average_neighbors: not used; it is part of the tables.
@@ -43,26 +48,45 @@ class FoldedNetwork:
             return self.energies(weights, graph), ()
 
     def energies(self, weights, graph):
-        kinds = from_all_devices(graph.species, self.axis)[graph.neighbors]
+        parts = self.parts(graph)
+        n_atoms, counted = len(graph.species), len(parts[-1].species)
+        kinds = from_all_devices(graph.species, self.axis)[parts[0].neighbors]
 
         def first(displacement, kinds, species):
             own = weights["own"][species][:, None]
             return self.layer(weights, 0, displacement, kinds, None, own, species)
 
-        rows = (graph.displacement, kinds, graph.species)
+        rows = (parts[0].displacement, kinds, parts[0].species)
         energy, senders, own = map_blocks(first, self.block, *rows)
+        energy = energy[:counted]
         for layer in range(1, self.config.layers - 1):
-            more, senders, own = self.middle(weights, layer, graph, senders, own)
-            energy += more
-        return (
-            energy if self.config.layers == 1 else energy + self.last(weights, graph, senders, own)
-        )
+            more, senders, own = self.middle(weights, layer, parts[layer], senders, own)
+            energy += more[:counted]
+        if self.config.layers > 1:
+            energy += self.last(weights, parts[-1], senders, own)
+        return jnp.pad(energy, (0, n_atoms - counted))
+
+    def parts(self, graph):
+        """The graph of each layer: its own rows, and the opposite edges of the layer before."""
+        if self.rows is None:
+            return [graph] * self.config.layers
+        return [
+            replace(
+                graph,
+                species=graph.species[:count],
+                neighbors=graph.neighbors[:count],
+                reverse=graph.reverse[:senders],
+                displacement=graph.displacement[:count],
+            )
+            for count, senders in zip(self.rows, (0, *self.rows))
+        ]
 
     def middle(self, weights, layer, graph, senders, own):
         def one(displacement, senders, own, species):
             return self.layer(weights, layer, displacement, None, senders, own, species)
 
         gathered = gather_senders(senders, graph, self.axis)
+        own = own[: len(graph.species)]
         return map_blocks(one, self.block, graph.displacement, gathered, own, graph.species)
 
     def last(self, weights, graph, senders, own):
@@ -105,7 +129,7 @@ class FoldedNetwork:
             return not_numbers(weights), displacement * weight, senders, own * weight
 
         energies.defvjp(forward, backward)
-        return energies(weights, graph.displacement, senders, own)
+        return energies(weights, graph.displacement, senders, own[: len(graph.species)])
 
     def layer(self, weights, layer, displacement, kinds, senders, own, species):
         """One layer of a few atoms.

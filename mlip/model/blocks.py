@@ -71,18 +71,20 @@ def from_all_devices(rows, axis):
 def collect_slots(slots, reverse, weight=None, block=None, axis=None):
     """For every atom the sum of `slots` [n_atoms, max_neighbors, ...] in which it is the sender.
 
-    A gather through the opposite edges, since a scatter is slow.
+    A gather through the opposite edges, since a scatter is slow. Slots may hold the first rows of
+    the atoms only; what the other rows would give counts as zero.
 
     Args:
       weight: of every atom's row of slots, [n_atoms]; 1 if None.
     """
+    fewer = axis is None and len(slots) < len(reverse)
     width = slots.shape[1]
     slots = from_all_devices(slots, axis)
     slots = slots.reshape(-1, *slots.shape[2:])
     weight = None if weight is None else from_all_devices(weight, axis)
 
     def collect(index):
-        rows = slots[index]
+        rows = slots.at[index].get(mode="fill", fill_value=0) if fewer else slots[index]
         if weight is None:
             return rows.sum(axis=1)
         # A product, since XLA would fuse a weighted sum with the gather and lose its stride.

