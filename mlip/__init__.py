@@ -42,6 +42,10 @@ The package reads downwards; a module imports only from those above it.
         trajectory.py      frames in memory and in files
         restart.py         the state that a simulation resumes from
         dynamics.py        run(): molecular dynamics of one system or many
+        minimizers.py      FIRE and L-BFGS
+        descent.py         steps to a minimum of energy or enthalpy in one compiled loop
+        relaxed.py         RelaxationConfig; results of relaxations and their files
+        relaxation.py      relax(): positions and cells of one structure or many
         serve.py           client of i-PI and other engines that ask through a socket
     report.py              tables, progress, plots
     quickstart.py          the whole job on the data inside the package

@@ -1,4 +1,4 @@
-"""The command line: `mlip train|evaluate|md|info|…`, each a call or two."""
+"""The command line: `mlip train|evaluate|md|relax|…`, each a call or two."""
 
 import argparse
 import dataclasses
@@ -163,6 +163,51 @@ def md(arguments):
     return 3 if any(trajectory.stopped for trajectory in trajectories) else 0
 
 
+def describe_relax(parser):
+    from mlip.simulation.relaxed import RelaxationConfig
+
+    parser.add_argument("model", help="model.safetensors of a run")
+    parser.add_argument("starts", nargs="+", metavar="start", help="files; each frame is relaxed")
+    parser.add_argument("--out", default="relaxed.xyz", help="file for the final structures")
+    parser.add_argument("--trajectory", help="file for every step, one for each structure")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--unfolded", action="store_true", help="compute with the network itself, slower"
+    )
+    settings.add_flags(parser, RelaxationConfig)
+
+
+def relax(arguments):
+    """Relax structures, and their cells if wanted; exit status 1 if one does not converge."""
+    from mlip.report import RelaxationScreen, print_to_screen, relaxation_table
+    from mlip.runtime import Stop, use_all_cores
+    from mlip.simulation.relaxation import RelaxationConfig
+    from mlip.simulation.relaxation import relax as run_relaxation
+    from mlip.simulation.setup import read_starts
+    from mlip.training.checkpoint import load_model
+
+    use_all_cores()
+    config = settings.from_flags(RelaxationConfig, arguments)
+    starts = [start for path in arguments.starts for start in read_starts(path)]
+    with RelaxationScreen() as screen:
+        try:
+            results = run_relaxation(
+                load_model(arguments.model),
+                starts,
+                config,
+                out=arguments.out,
+                trajectory=arguments.trajectory,
+                overwrite=arguments.overwrite,
+                show=screen,
+                folded=not arguments.unfolded,
+            )
+        except Stop as stop:
+            return 128 + stop.number
+    print_to_screen(relaxation_table(results))
+    print(f"wrote {arguments.out}")
+    return 0 if all(result.converged for result in results) else 1
+
+
 def describe_info(parser):
     parser.add_argument("model", help="model.safetensors")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -282,6 +327,7 @@ COMMANDS = {
     "train": (describe_train, train),
     "evaluate": (describe_evaluate, evaluate),
     "md": (describe_md, md),
+    "relax": (describe_relax, relax),
     "info": (describe_info, info),
     "init": (describe_init, init),
     "serve": (describe_serve, serve),

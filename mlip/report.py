@@ -1,6 +1,7 @@
 """What a user sees: progress, tables on the terminal, plots."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mlip.data.structure import symbol
 from mlip.simulation.trajectory import COLUMNS
 from mlip.units import MEV
 
+MOST_ROWS = 40  # of a table on the screen
 LINE_SECONDS = 15.0  # between two lines of progress that stay on the screen
 LABELS = {
     "energy": ("Energy", "eV/atom", "meV/atom"),
@@ -143,6 +145,60 @@ def dynamics_table(trajectories, config):
             f"{pressure:.3f}" if np.isfinite(pressure) else "–",
             drift,
             trajectory.stopped or "as asked",
+        )
+    return table
+
+
+class RelaxationScreen:
+    """Shows relaxations: a bar of those that have ended, and the largest force on the others."""
+
+    def __init__(self):
+        self.console = Console(highlight=False, markup=False)
+
+    def __enter__(self):
+        self.bar = Progress(
+            TextColumn("relaxed {task.completed} of {task.total}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("largest force {task.fields[force]:.3g} eV/Å"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("", total=None, force=math.nan)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def line(self, text):
+        self.console.print(text, soft_wrap=True)
+
+    def update(self, done, of, force):
+        self.bar.update(self.task, completed=done, total=of, force=force)
+
+
+def relaxation_table(results):
+    """Results of `mlip.simulation.relaxation.relax`; of many those that have not converged."""
+    shown, title = results, None
+    if len(results) > MOST_ROWS:
+        shown = [result for result in results if not result.converged][:MOST_ROWS]
+        title = f"{len(results)} structures, {sum(r.converged for r in results)} converged"
+    table = Table(title=title)
+    table.add_column("start")
+    columns = "atoms,steps,energy\neV,largest force\neV/Å,largest stress\nGPa,volume\nÅ³,converged"
+    for heading in columns.split(","):
+        table.add_column(heading, justify="right")
+    for result in shown:
+        volume, stress = result.structure.volume, result.max_stress
+        table.add_row(
+            result.structure.name,
+            str(len(result.structure)),
+            str(result.steps),
+            f"{result.energy:.4f}",
+            f"{result.max_force:.4f}",
+            "" if stress is None else f"{stress:.4f}",
+            f"{volume:.3f}" if math.isfinite(volume) else "",
+            "yes" if result.converged else "no",
         )
     return table
 

@@ -24,6 +24,7 @@ DOORS = {
         "simulation/setup.py",
         "simulation/trajectory.py",
         "simulation/dynamics.py",
+        "simulation/relaxed.py",
         "simulation/serve.py",
         "quickstart.py",
     },

@@ -1,0 +1,379 @@
+"""Relaxation: atoms, and if wanted their cell, go to a minimum of the energy or the enthalpy.
+
+Many structures relax side by side on the device, each until it has converged; then the next one
+takes its place. The host plans, writes and watches; steps are taken by `mlip.simulation.descent`.
+"""
+
+import functools
+import time
+import warnings
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlip.data.structure import Structure
+from mlip.deploy.fold import fold
+from mlip.model.memory import free_bytes, peak_bytes, require_room
+from mlip.model.potential import MANY_SLOTS
+from mlip.runtime import Stop, keep_compiled_programs, stop_signals
+from mlip.simulation import descent, setup
+from mlip.simulation import engine as engines
+from mlip.simulation.descent import Bodies, Descent, Problem, Terms, free_strains
+from mlip.simulation.neighbors import make_room, plan
+from mlip.simulation.relaxed import Files, RelaxationConfig, Relaxed, check_starts
+from mlip.simulation.setup import Start
+from mlip.units import GPA
+
+__all__ = ["RelaxationConfig", "Relaxed", "Start", "relax"]
+
+CALL_SECONDS = 2.0  # about how long the device is left alone
+WRITE_SECONDS = 60.0  # between two times that results are brought to the file
+MOST_ATTEMPTS = 4  # to make room in a step, beyond which atoms have collapsed
+FEW = 8  # seats, of which none is dropped
+# Neighbour slots of the systems side by side: more would be no quicker.
+SEATED_SLOTS = {"cpu": 40_000, "gpu": 2_000_000}
+# Of a strain, in root mean distances of atoms: relaxations of silicon were shortest so.
+STRAIN_LENGTH = 0.7
+WORTHWHILE = 4000  # rows of padding that are worth a program for smaller structures
+
+
+def relax(
+    potential,
+    structures,
+    config=None,
+    out=None,
+    trajectory=None,
+    overwrite=False,
+    show=None,
+    folded=True,
+):
+    """Relax one structure, or many side by side.
+
+    Args:
+      potential: a `Potential`.
+      structures: a `Structure`, or a list of structures or of `Start`; velocities are not used.
+      config: a `RelaxationConfig`; its defaults if None.
+      out: extended XYZ file for the final structures, in the order of the given ones, with energy,
+        forces and stress.
+      trajectory: extended XYZ file for every step; several structures have one each, with their
+        number added to the name.
+      overwrite: replace files that exist.
+      show: an object with `line(text)` and `update(done, of, going)`; see
+        `mlip.report.RelaxationScreen`.
+      folded: compute with the folded potential (see `mlip.fold`), several times faster.
+
+    Returns:
+      a `Relaxed` for each structure. Those that have not converged say so in their fields, and all
+      together by a line to `show`, or by a warning where there is none.
+
+    Raises:
+      ValueError: settings that do not fit the structures, an element the potential does not know,
+        or atoms that coincide.
+      FileExistsError: `out` or `trajectory` exists and `overwrite` is not given.
+      MemoryError: the systems do not fit into memory.
+      OSError: files cannot be written.
+    """
+    config = config or RelaxationConfig()
+    single = isinstance(structures, Structure)
+    starts = [structures] if single else list(structures)
+    starts = [start if isinstance(start, Start) else Start(start) for start in starts]
+    check_starts(potential, starts, config)
+    files = Files(out, trajectory, len(starts), overwrite)
+    keep_compiled_programs()
+    with jax.enable_x64(True), stop_signals() as check:
+        relaxation = Relaxation(potential, starts, config, files, show, folded)
+        try:
+            for members in by_size([len(start.structure) for start in starts]):
+                Crew(relaxation, members).to_the_end(check)
+        except Stop as stop:
+            relaxation.line(f"stopped by {stop}; what there is has been kept")
+            raise
+        finally:
+            files.write(relaxation.results)
+    results = relaxation.results
+    if left := [found for found in results if not found.converged]:
+        text = f"{len(left)} of {len(results)} structures have not converged"
+        warnings.warn(text, stacklevel=2) if show is None else show.line(text)
+    return results[0] if single else results
+
+
+def by_size(sizes):
+    """Lists of the indices of structures that share a program, large ones first.
+
+    Where structures half as large and smaller are many, they have a program of their own.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    groups = []
+    while order:
+        largest = sizes[order[0]]
+        small = [index for index in order if 2 * sizes[index] <= largest]
+        if sum(largest - sizes[index] for index in small) < WORTHWHILE:
+            small = []
+        groups.append(order[: len(order) - len(small)])
+        order = small
+    return groups
+
+
+class Relaxation:
+    """All structures of a call, and what has become of them."""
+
+    def __init__(self, potential, starts, config, files, show, folded):
+        self.starts, self.config, self.files, self.show = starts, config, files, show
+        structures = [start.structure for start in starts]
+        potential = potential.with_dtype(config.dtype)
+        for text in setup.warnings_of(potential, structures):
+            self.line(f"warning: {text}")
+        if folded:
+            potential = fold(potential, {z for s in structures for z in s.numbers.tolist()})
+        self.potential = potential
+        self.results = [None] * len(starts)
+        self.written = time.monotonic()
+
+    def line(self, text):
+        if self.show is not None:
+            self.show.line(text)
+
+    def done(self, index, result):
+        """Keep a result, and bring it to the file now and then."""
+        self.results[index] = result
+        if result.reason:
+            self.line(f"{result.structure.name}: {result.reason}")
+        if time.monotonic() - self.written > WRITE_SECONDS:
+            self.files.write(self.results)
+            self.written = time.monotonic()
+
+
+class Crew:
+    """Structures of similar sizes: some on the device, each in a seat, the others waiting."""
+
+    def __init__(self, relaxation, members):
+        self.all, self.members, self.config = relaxation, members, relaxation.config
+        potential, config = relaxation.potential, relaxation.config
+        self.starts = [relaxation.starts[index] for index in members]
+        self.structures = [start.structure for start in self.starts]
+        grid, room = plan(self.structures, potential.config.cutoff, config.skin)
+        systems, positions, cells = setup.make_systems(self.structures, potential, grid)
+        self.launched, self.room = (positions, cells), room
+        self.systems, self.bodies = systems, make_bodies(self.starts, systems, cells, config)
+        self.terms = make_terms(config)
+        slots = SEATED_SLOTS.get(jax.default_backend(), SEATED_SLOTS["gpu"])
+        n_seats = max(1, min(len(members), slots // (systems.real.shape[1] * room.neighbors)))
+        self.waiting = list(range(n_seats, len(members)))
+        self.span, self.attempts, self.compiled_for = 1, 0, None
+        self.descent = Descent(
+            network=potential.network,
+            dtype=potential.dtype,
+            devices=None,
+            room=room,
+            skin=config.skin,
+            strained=config.cell != "fixed",
+        )
+        self.seat(np.arange(n_seats), self.begin(np.arange(n_seats)))
+
+    def begin(self, chosen):
+        """`State` of some members before their first step."""
+        positions, cells = (jnp.asarray(array[chosen]) for array in self.launched)
+        return descent.launch(self.config.optimizer, positions, cells)
+
+    def seat(self, seated, state):
+        """Have these members go on from a state, one a seat."""
+        self.seated = seated
+        systems, bodies = jax.tree.map(lambda a: a[seated], (self.systems, self.bodies))
+        potential = self.all.potential
+        self.problem = jax.device_put(Problem(potential.weights, systems, bodies, self.terms))
+        devices = setup.sharing(potential, systems.real.size)
+        self.descent = replace(self.descent, devices=devices)
+        self.flight = descent.aloft(self.descent.room, state)
+
+    # Running -------------------------------------------------------------------------------------
+
+    def to_the_end(self, check):
+        """All steps of all members; see `relax`."""
+        try:
+            while self.going().any():
+                check()
+                self.fly()
+                self.change_seats()
+        except Stop as stop:
+            for seat in np.flatnonzero(self.going()):
+                self.keep(seat, f"interrupted by {stop}")
+            raise
+
+    def going(self):
+        return np.asarray(self.flight.state.why) == 0
+
+    def fly(self):
+        """Take steps for about two seconds, or until seats are to be changed."""
+        before, going, n_seats = time.monotonic(), self.going(), len(self.seated)
+        fewest = 3 * n_seats // 4 if self.waiting else n_seats // 4 if n_seats >= FEW else 0
+        every = bool(self.all.files.trajectories)
+        span, fewest = (1, 0) if every else (self.span, fewest)
+        self.flight = self.program()(self.problem, self.flight, span, fewest)
+        if not self.flight.fits:
+            self.make_room()
+        else:
+            self.attempts = 0
+            for seat in np.flatnonzero(going) if every else ():
+                self.all.files.add_frame(self.members[self.seated[seat]], self.result(seat))
+        for seat in np.flatnonzero(going & ~self.going()):
+            self.keep(seat, self.reason(seat))
+        # The device is left alone for longer and longer, up to about two seconds.
+        seconds = time.monotonic() - before
+        self.span = 2 * self.span if seconds < CALL_SECONDS / 2 else self.span
+        self.span = max(self.span // 2, 1) if seconds > 2 * CALL_SECONDS else self.span
+        if self.all.show is not None:
+            done = sum(result is not None for result in self.all.results)
+            force = np.asarray(self.flight.state.point.force)[self.going()]
+            self.all.show.update(done, len(self.all.results), force.max(initial=0.0))
+
+    def program(self):
+        """The compiled steps; where the table is large, known to fit into memory.
+
+        Raises:
+          MemoryError: they do not fit.
+        """
+        n_atoms, width = self.problem.systems.real.size, self.descent.room.neighbors
+        steps = functools.partial(descent.advance, self.descent)
+        if n_atoms * width <= MANY_SLOTS:
+            return steps
+        key = self.descent, n_atoms, len(self.seated)
+        if key != self.compiled_for:
+            args = self.descent, self.problem, self.flight, 1, 0
+            self.compiled, self.compiled_for = descent.advance.lower(*args).compile(), key
+            require_room(peak_bytes(self.compiled), free_bytes(), n_atoms, "a relaxation")
+        return self.compiled
+
+    def change_seats(self):
+        """Seat those who wait where others have ended; where few are left, drop the empty seats."""
+        going, state = self.going(), self.flight.state
+        empty, n_going = np.flatnonzero(~going)[: len(self.waiting)], int(going.sum())
+        if len(empty):
+            new, self.waiting = np.array(self.waiting[: len(empty)]), self.waiting[len(empty) :]
+            seated = self.seated.copy()
+            seated[empty] = new
+            state = jax.tree.map(lambda a, b: a.at[empty].set(b), state, self.begin(new))
+            self.seat(seated, state)
+        elif 0 < n_going <= len(going) // 4 and len(going) >= FEW:
+            self.seat(self.seated[going], jax.tree.map(lambda a: a[going], state))
+
+    def make_room(self):
+        """Plan bins and tables anew, where the step leads that found no room."""
+        table, needed, going = self.flight.table, self.flight.needed, self.going()
+        cutoff, skin = self.descent.cutoff, self.descent.skin
+        structures = [self.structures[member] for member in self.seated]
+        self.attempts += 1
+
+        def there(seats):
+            chosen = [structures[seat] for seat in seats]
+            return setup.moved(chosen, table.positions[seats], table.cell[seats])
+
+        def collapsed(seat):
+            try:
+                plan(there(np.array([seat])), cutoff, skin)
+            except (FloatingPointError, ValueError):
+                return True
+            return False
+
+        state = self.flight.state
+        try:
+            if self.attempts > MOST_ATTEMPTS:
+                raise FloatingPointError
+            everyone = there(np.arange(len(structures)))
+            grid, room = make_room(everyone, cutoff, skin, self.descent.room, needed)
+        except (FloatingPointError, ValueError):
+            seats = [seat for seat in np.flatnonzero(going) if collapsed(seat)]
+            needed = np.where(going, np.asarray(needed).max(axis=1), 0)
+            seats = np.array(seats or [needed.argmax()])
+            state = replace(state, why=state.why.at[seats].set(engines.COLLAPSED))
+        else:
+            for whole, new in zip(jax.tree.leaves(self.systems.grid), jax.tree.leaves(grid)):
+                whole[self.seated] = new
+            # Those who wait have bins of the first plan.
+            self.descent = replace(self.descent, room=room.joined(self.room))
+        self.seat(self.seated, state)
+
+    # What is kept --------------------------------------------------------------------------------
+
+    def keep(self, seat, reason):
+        self.all.done(self.members[self.seated[seat]], self.result(seat, reason))
+
+    def result(self, seat, reason=""):
+        """`Relaxed` of a seat as it is now."""
+        start = self.starts[self.seated[seat]]
+        structure, strained = start.structure, self.descent.strained
+        state, rows = self.flight.state, slice(0, len(structure))
+        point = jax.tree.map(lambda a: np.asarray(a[seat]), state.point)
+        unknown = 0.0 if np.isfinite(point.value) else np.nan  # nothing was found at the start
+        cell = structure.cell
+        if strained:
+            first = self.bodies.cell[self.seated[seat]]
+            strain = np.linalg.solve(first, point.cell)
+            cell = np.where(structure.pbc[:, None], point.cell, cell @ strain)
+        baseline = self.all.potential.baseline(structure)
+        return Relaxed(
+            structure=replace(
+                structure.without_labels(), positions=point.positions[rows], cell=cell
+            ),
+            energy=float(point.energy + baseline + unknown),
+            forces=point.forces[rows] + unknown,
+            stress=point.stress + unknown if np.isfinite(structure.volume) else None,
+            steps=max(int(state.steps[seat]), 0),
+            converged=int(state.why[seat]) == descent.CONVERGED,
+            max_force=float(point.force),
+            max_stress=float(point.excess) / GPA if strained else None,
+            reason=reason,
+            fixed=setup.is_fixed(start, self.config),
+        )
+
+    def reason(self, seat):
+        """Why a seat has ended without converging, with the value and the limit."""
+        config, state = self.config, self.flight.state
+        force, stress, closest = (
+            float(getattr(state.point, name)[seat]) for name in ("force", "excess", "closest")
+        )
+        steps = int(state.steps[seat])
+        short = f"forces up to {force:.3g} eV/Å where max_force is {config.max_force:g}"
+        if self.descent.strained:
+            short += f", stress up to {stress / GPA:.3g} GPa where max_stress is "
+            short += f"{config.max_stress:g}"
+        return {
+            descent.CONVERGED: "",
+            descent.EXHAUSTED: f"not converged after {steps} steps: {short}; allow more steps",
+            engines.NOT_FINITE: f"stopped at step {steps}: energy, forces or positions are no "
+            "longer finite numbers",
+            engines.TOO_CLOSE: f"stopped at step {steps}: two atoms are {closest:.3f} Å apart, "
+            f"closer than min_distance = {config.min_distance:g} Å",
+            engines.TOO_HIGH: f"stopped at step {steps}: the energy is more than max_energy = "
+            f"{config.max_energy:g} eV per atom above the start",
+            engines.COLLAPSED: f"stopped at step {steps}: the cell or its atoms have collapsed; an "
+            "atom would have thousands of neighbours",
+        }[int(state.why[seat])]
+
+
+def make_bodies(starts, systems, cells, config):
+    """`Bodies` in NumPy arrays."""
+    free = np.zeros((*systems.real.shape, 1), bool)
+    for row, start in enumerate(starts):
+        free[row, : len(start.structure), 0] = ~setup.is_fixed(start, config)
+    n_atoms = systems.real.sum(axis=1)
+    volume = np.array([start.structure.volume for start in starts])
+    volume = np.where(np.isfinite(volume), volume, 1.0)
+    # About the move of atoms, all taken together, that a strain of one means.
+    length = STRAIN_LENGTH * np.sqrt(n_atoms) * np.cbrt(volume / n_atoms)
+    return Bodies(free, cells, length, n_atoms)
+
+
+def make_terms(config):
+    """`Terms` in NumPy arrays."""
+    return Terms(
+        basis=free_strains(config.cell, config.strain),
+        pressure=np.asarray(config.pressure * GPA),
+        max_force=np.asarray(config.max_force),
+        max_stress=np.asarray(config.max_stress * GPA),
+        max_step=np.asarray(config.max_step),
+        steps=np.asarray(config.steps),
+        closest=np.asarray(config.min_distance),
+        rise=np.asarray(config.max_energy),
+    )
