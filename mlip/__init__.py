@@ -27,9 +27,11 @@ The package reads downwards; a module imports only from those above it.
         loop.py            train(): steps, validation, states, resume
     deploy/                a trained potential in other clothes
         folded.py          the network with constant parameters: tables instead of perceptrons
+        tables.py          its radial functions as splines
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
+        mace.py            models of mace-torch → potentials
     simulation/
         calculator.py      ASE calculator
         dynamics.py        energy and forces for jax-md

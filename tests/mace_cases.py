@@ -176,6 +176,8 @@ def evaluate(model, structure, head=None):
     names = {"energy": "energy", "energies": "node_energy", "forces": "forces"}
     names |= {"stress": "stress"} if periodic else {}
     values = {ours: found[theirs].detach().numpy() for ours, theirs in names.items()}
-    return values | {"energy": float(values["energy"][0])} | (
-        {"stress": values["stress"][0]} if periodic else {}
+    return (
+        values
+        | {"energy": float(values["energy"][0])}
+        | ({"stress": values["stress"][0]} if periodic else {})
     )

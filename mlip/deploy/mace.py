@@ -97,9 +97,7 @@ def from_mace(model, head=None, dtype=None, training=None):
         scale, shift = (
             np.atleast_1d(_array(getattr(model.scale_shift, name))) for name in ("scale", "shift")
         )
-        scale, shift = (
-            values[chosen if len(values) > 1 else 0] for values in (scale, shift)
-        )
+        scale, shift = (values[chosen if len(values) > 1 else 0] for values in (scale, shift))
     order = np.argsort(numbers)
     parameters = _parameters(model, config, len(heads), chosen)
     dtype = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
