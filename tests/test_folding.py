@@ -21,6 +21,31 @@ OTHER_CONFIGS = {
         channels=4, layers=3, hidden_l=1, l_max=2, radial_widths=(8,), cutoff=4.0
     ),
     "one layer": NetworkConfig(channels=4, layers=1, radial_widths=(8,), cutoff=4.0),
+    "soft": NetworkConfig(
+        channels=4,
+        layers=3,
+        hidden_l=1,
+        l_max=1,
+        correlation=2,
+        radial_widths=(8,),
+        cutoff=4.0,
+        radial_basis="gaussian",
+        distance_transform="soft",
+        cutoff_on="functions",
+        first_interaction="residual-density",
+        interaction="plain",
+    ),
+    "one layer of polynomials": NetworkConfig(
+        channels=4,
+        layers=1,
+        l_max=1,
+        radial_widths=(8,),
+        cutoff=4.0,
+        radial_basis="chebyshev",
+        distance_transform="agnesi",
+        first_interaction="plain",
+        hidden_readout=True,
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from mlip.model.radial import SILU_GAIN, envelope, radial_basis, transform_dista
 TOLERANCE = {"float32": 1e-6, "float64": 1e-8}
 INTERVALS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384, 32768)
 MARGIN = 8  # intervals beyond either end of a table, where the ends of the fit are felt
+NEARLY_ZERO = 1e-7  # of a cutoff function: small for its square, large for rounding errors
 MOST_BYTES = 2e9  # of the tables of one layer
 
 
@@ -66,8 +67,9 @@ def _inputs(config, distance, reach):
     if config.cutoff_on == "functions":
         return basis, 1.0
     smooth = envelope(distance / config.cutoff, config.cutoff_order)[:, None]
-    # At the cutoff itself both are zero, and so is the quotient.
-    return basis * smooth, np.where(smooth == 0, 1.0, smooth)
+    # At the cutoff the quotient is that of a little before it.
+    smooth = np.where(np.abs(smooth) < NEARLY_ZERO, NEARLY_ZERO, smooth)
+    return basis * smooth, smooth
 
 
 def fit(potential, functions, pairs):
