@@ -23,6 +23,7 @@ The package reads downwards; a module imports only from those above it.
         optimizer.py       OptimizerConfig → optax
         checkpoint.py      model files and the states of a run
         evaluation.py      errors by property, element, group
+        finetune.py        starting from a trained potential
         setup.py           TrainConfig; data in batches, the untrained potential
         loop.py            train(): steps, validation, states, resume
     deploy/                a trained potential in other clothes

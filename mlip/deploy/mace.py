@@ -1,9 +1,9 @@
 """Trained models of mace-torch as potentials of ours: the same function of the same weights.
 
-Every part of the model is looked at, and one that we do not have is refused by its name. Weights are
-cut out of e3nn's modules by what these say of themselves, then checked by shape. The constants of
-the radial functions are checked and then taken unrounded: a model made in float32 holds them to 7
-digits, so that it agrees in float64 to about 1e-7 only.
+Every part of the model is looked at, and one that we do not have is refused by its name. Weights
+are cut out of e3nn's modules by what these say of themselves, then checked by shape. The constants
+of the radial functions are checked and then taken unrounded: a model made in float32 holds them to
+7 digits, so that it agrees in float64 to about 1e-7 only.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """The message-passing network: edge displacements in, one energy per atom out.
 
 The mathematics is that of MACE (Batatia et al. 2022, arXiv:2206.07697), by default with its
-residual interaction block, normalisation constants included. Every parameter starts as a standard normal
-number (those of the product basis divided by their count, as in MACE); all scales are constants
-in the forward pass.
+residual interaction block, normalisation constants included. Every parameter starts as a standard
+normal number (those of the product basis divided by their count, as in MACE); all scales are
+constants in the forward pass.
 
 Features of degree l are kept as [2l + 1, n_atoms, channels], so that mixing the channels is one
 matrix product and the product basis works on contiguous rows.
