@@ -17,13 +17,11 @@ from mlip.training.finetune import estimate_atomic_energies, names_that_move, wi
 from mlip.training.loop import train
 from mlip.training.optimizer import OptimizerConfig
 
-GENTLE = OptimizerConfig(learning_rate=0.001, warmup_steps=0)
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model file of some seconds of training, and its run."""
-    config = config_for(tmp_path_factory.mktemp("trained"), max_epochs=400)
+    config = config_for(tmp_path_factory.mktemp("trained"), max_epochs=200)
     train(config)
     return f"{config.out}/model.safetensors", rows_of(config.out)
 
@@ -42,18 +40,20 @@ class Lines:
 def test_a_run_starts_from_the_errors_of_its_potential_and_lowers_them(tmp_path, trained):
     path, before = trained
     show = Lines()
-    config = config_for(tmp_path, init=path, e0="keep", max_epochs=20, optimizer=GENTLE)
+    ase.io.write(tmp_path / "train.xyz", ase.io.read(data_file("ethanol_train.xyz"), "200:224"))
+    gentle = OptimizerConfig(learning_rate=0.004, warmup_steps=0)
+    config = config_for(tmp_path, init=path, e0="keep", max_epochs=30, optimizer=gentle)
     potential = train(config, show=show)
     after = [row["valid_forces_rmse_mev_per_A"] for row in rows_of(config.out)]
-    best = min(before, key=lambda row: row["valid_loss"])["valid_forces_rmse_mev_per_A"]
     (line,) = (text for text in show.texts if text.startswith("before training: "))
-    assert f"forces_rmse_mev_per_A {best:.2f}" in line
-    assert after[0] < 1.1 * best < 0.5 * before[0]["valid_forces_rmse_mev_per_A"]
-    assert min(after) < best
+    initial = float(line.partition("forces_rmse_mev_per_A ")[2].split(",")[0])
+    assert initial < 0.5 * before[0]["valid_forces_rmse_mev_per_A"]
+    assert after[0] < 1.05 * initial
+    assert after[-1] < 0.97 * initial
     assert potential.config == TINY
     assert potential.training["init"]["name"] == "model.safetensors"
-    train(replace(config, max_epochs=21), resume=True)
-    assert len(rows_of(config.out)) == 21
+    train(replace(config, max_epochs=31), resume=True)
+    assert len(rows_of(config.out)) == 31
     with pytest.raises(ValueError, match="trainable = '2'"):
         train(replace(config, trainable="2"), resume=True)
 
