@@ -32,6 +32,7 @@ The package reads downwards; a module imports only from those above it.
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
+        mace_weights.py    weights of mace-torch's modules
         mace.py            models of mace-torch → potentials
     simulation/
         calculator.py      ASE calculator
