@@ -13,7 +13,7 @@ The package reads downwards; a module imports only from those above it.
     model/                 JAX, pure functions
         so3.py             spherical harmonics, coupling coefficients, symmetric products
         blocks.py          atoms a few at a time, and what crosses between them
-        radial.py          smooth cutoff, Bessel basis, ZBL repulsion
+        radial.py          smooth cutoff, radial bases, distance transforms, ZBL repulsion
         memory.py          what a compiled program needs, and what is free
         network.py         NetworkConfig and the network: displacements → energy per atom
         potential.py       Potential: energy, forces, stress by one derivative

@@ -3,8 +3,9 @@
 It differs from `mlip.model.network` in form only. The radial networks are tables of splines. In
 the first layer features depend on the species alone, so that sums over neighbours are mixed before
 they are taken (several species: in the tables) or after (one species: sums of a few dozen radial
-functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 2019). The last
-layer's derivative is taken together with its value, atoms block by block.
+functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 2019). Where radial
+functions depend on both elements, every pair of species has tables of its own. The last layer's
+derivative is taken together with its value, atoms block by block.
 """
 
 from dataclasses import dataclass
