@@ -195,15 +195,14 @@ def test_the_zbl_repulsion_equals_that_of_mace_torch():
     from mlip.model.radial import zbl_energy
 
     numbers, others = np.array([1, 8, 14, 79]), np.array([1, 6, 14, 8])
-    with mace_cases.torch_dtype("float64"):
-        theirs = ZBLBasis(p=5)
     for distance in (0.05, 0.4, 1.0, 2.0):
-        pairs = theirs(
-            torch.full((4, 1), distance, dtype=torch.float64),
-            torch.eye(8, dtype=torch.float64),
-            torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]),
-            torch.tensor([*numbers, *others]),
-        )
+        with mace_cases.torch_dtype("float64"):
+            pairs = ZBLBasis(p=5)(
+                torch.full((4, 1), distance),
+                torch.eye(8),
+                torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]),
+                torch.tensor([*numbers, *others]),
+            )
         with jax.enable_x64(True):
             mine = zbl_energy(jax.numpy.full(4, distance, "float64"), numbers, others, order=5)
         # They count each pair once from either side.
