@@ -13,7 +13,7 @@ The package reads downwards; a module imports only from those above it.
     model/                 JAX, pure functions
         so3.py             spherical harmonics, coupling coefficients, symmetric products
         blocks.py          atoms a few at a time, and what crosses between them
-        radial.py          smooth cutoff, Bessel basis, ZBL repulsion
+        radial.py          smooth cutoff, radial bases, distance transforms, ZBL repulsion
         memory.py          what a compiled program needs, and what is free
         network.py         NetworkConfig and the network: displacements → energy per atom
         potential.py       Potential: energy, forces, stress by one derivative
@@ -23,15 +23,19 @@ The package reads downwards; a module imports only from those above it.
         optimizer.py       OptimizerConfig → optax
         checkpoint.py      model files and the states of a run
         evaluation.py      errors by property, element, group
+        finetune.py        starting from a trained potential
         setup.py           TrainConfig; data in batches, the untrained potential
         loop.py            train(): steps, validation, states, resume
     deploy/                a trained potential in other clothes
         folded.py          the network with constant parameters: tables instead of perceptrons
+        tables.py          its radial functions as splines
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
         halo.py            one rank's part of a system that an engine has spread over many
         lammps.py          LAMMPS driven by a potential, on one rank or many
+        mace_weights.py    weights of mace-torch's modules
+        mace.py            models of mace-torch → potentials
     simulation/
         neighbors.py       neighbour tables found on the device, for systems that move
         calculator.py      ASE calculator

@@ -107,8 +107,10 @@ def evaluate(arguments):
     use_all_cores()
     keep_compiled_programs()
     potential = load_model(arguments.model, arguments.dtype)
-    potential = potential if arguments.unfolded else fold(potential)
     structures = read(arguments.data, settings.from_flags(LabelKeys, arguments))
+    if not arguments.unfolded:
+        present = {int(z) for structure in structures for z in structure.numbers}
+        potential = fold(potential, present.intersection(potential.species) or None)
     found = parity(structures, potential.predict(structures))
     errors = metrics(found)
     print_to_screen(metrics_table(errors, f"{arguments.model} on {arguments.data}"))
@@ -298,6 +300,26 @@ def serve(arguments):
     print(f"the engine ended the conversation after {answers} evaluations")
 
 
+def describe_import_mace(parser):
+    parser.add_argument("model", help=".model file of mace-torch; a pickle, so only from a friend")
+    parser.add_argument("out", help="model.safetensors to write")
+    parser.add_argument("--head", help="which head, where the model has several")
+    parser.add_argument("--dtype", help="float32 or float64; the model's own if not given")
+
+
+def import_mace(arguments):
+    """Turn a trained MACE model of mace-torch into a model file."""
+    from mlip.deploy.mace import read_mace
+    from mlip.training.checkpoint import save_model
+
+    potential = read_mace(arguments.model, arguments.head, arguments.dtype)
+    save_model(potential, arguments.out)
+    print(
+        f"wrote {arguments.out}: {potential.n_parameters} parameters in {potential.dtype}, "
+        f"{len(potential.species)} species"
+    )
+
+
 def selftest(arguments):
     """Compare compiled parts of the network with NumPy on this machine."""
     from mlip.report import checks_table, print_to_screen
@@ -331,6 +353,7 @@ COMMANDS = {
     "info": (describe_info, info),
     "init": (describe_init, init),
     "serve": (describe_serve, serve),
+    "import-mace": (describe_import_mace, import_mace),
     "selftest": (lambda parser: None, selftest),
     "quickstart": (describe_quickstart, quickstart),
 }

@@ -65,9 +65,13 @@ def from_table(cls, table):
 
 def to_table(config):
     """Nested dictionaries of all settings that have a value."""
+    return _given(asdict(config))
+
+
+def _given(table):
     return {
-        key: value if not isinstance(value, dict) else {k: v for k, v in value.items()}
-        for key, value in asdict(config).items()
+        key: _given(value) if isinstance(value, dict) else value
+        for key, value in table.items()
         if value is not None
     }
 

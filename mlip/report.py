@@ -261,6 +261,9 @@ def card(potential):
         "cutoff": f"{config.cutoff} Å, {config.layers} layers: atoms up to "
         f"{config.cutoff * config.layers} Å apart influence each other",
         "features": f"{hidden}, l_max {config.l_max}, correlation {config.correlation}",
+        "interactions": f"{config.first_interaction}, then {config.interaction}",
+        "radial functions": f"{config.n_radial} {config.radial_basis}, distance transform "
+        f"{config.distance_transform}",
         "ZBL repulsion": "yes" if config.zbl else "no",
         "parameters": potential.n_parameters,
         "precision": potential.dtype,

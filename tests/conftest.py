@@ -24,6 +24,20 @@ CONFIGS = {
         channels=4, hidden_l=1, l_max=2, radial_widths=(8, 8), zbl=True, cutoff=4.0
     ),
     "tensors": NetworkConfig(channels=3, hidden_l=2, correlation=2, radial_widths=(8,), cutoff=4.0),
+    "densities": NetworkConfig(
+        channels=3,
+        hidden_l=1,
+        l_max=1,
+        correlation=2,
+        radial_widths=(8,),
+        cutoff=4.0,
+        distance_transform="agnesi",
+        first_interaction="plain-density",
+        interaction="residual-density",
+        zbl=True,
+        zbl_order=5,
+        zbl_scaled=True,
+    ),
 }
 
 

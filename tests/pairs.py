@@ -22,7 +22,7 @@ class Pairs:
     strength: float  # 0 is an ideal gas
     axis: str | None = None
 
-    def apply(self, variables, graph, average_neighbors):
+    def apply(self, variables, graph, average_neighbors, radii):
         squared = (graph.displacement**2).sum(axis=-1)
         near = squared < self.config.cutoff**2
         sixth = (MINIMUM**2 / jnp.where(near, squared, 1e4)) ** 3

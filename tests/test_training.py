@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHAPE, make_structure
+from conftest import CONFIGS, SHAPE, make_structure
 
 from mlip.config import to_toml
 from mlip.data.dataset import read
@@ -55,10 +55,16 @@ def rows_of(run):
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_the_gradient_of_the_loss_is_that_of_plain_reverse_mode(loss):
+@pytest.mark.parametrize(
+    ("loss", "network"),
+    [
+        ("mse", NetworkConfig(channels=3, l_max=2, hidden_l=1, correlation=2, radial_widths=(6,))),
+        ("huber", CONFIGS["densities"]),
+    ],
+    ids=["mse", "huber"],
+)
+def test_the_gradient_of_the_loss_is_that_of_plain_reverse_mode(loss, network):
     config = LossConfig(loss=loss, huber_delta=0.1)
-    network = NetworkConfig(channels=3, l_max=2, hidden_l=1, correlation=2, radial_widths=(6,))
     potential = untrained(network, (1, 8, 14), dtype="float64", average_neighbors=8)
     rng = np.random.default_rng(0)
     frames = []

@@ -16,13 +16,14 @@ from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
 
 SKIN = 0.5  # Å, of the calculator
+KINDS = 4  # species of which the folded potential has tables
 
 
 def memory(potential, n_atoms, density):
     """Peak memory of one evaluation and of one training step on a system of this size.
 
-    The evaluation is that of `mlip.Calculator` with its default skin, the training step that of
-    the default loss and optimizer.
+    The evaluation is that of `mlip.Calculator` with its default skin on atoms of at most four
+    species, the training step that of the default loss and optimizer.
 
     Args:
       n_atoms: atoms of the system, or of all frames in a batch.
@@ -50,7 +51,7 @@ def memory(potential, n_atoms, density):
             f"{2**31 // width} atoms are the most"
         )
     with potential.precision():
-        folded = fold(potential)
+        folded = fold(potential, potential.species[:KINDS])
         graph, _ = _shapes(n_atoms, width, potential.dtype)
         inference = evaluate_graph.lower(folded.network, folded.weights, graph).compile()
         graph, labels = _shapes(n_atoms, _most_neighbors(density, cutoff), potential.dtype)

@@ -3,8 +3,9 @@
 It differs from `mlip.model.network` in form only. The radial networks are tables of splines. In
 the first layer features depend on the species alone, so that sums over neighbours are mixed before
 they are taken (several species: in the tables) or after (one species: sums of a few dozen radial
-functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 2019). The last
-layer's derivative is taken together with its value, atoms block by block.
+functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 2019). Where radial
+functions depend on both elements, every pair of species has tables of its own. The last layer's
+derivative is taken together with its value, atoms block by block.
 """
 
 from dataclasses import dataclass, replace
@@ -15,9 +16,9 @@ import numpy as np
 from scipy.interpolate import BSpline, PPoly
 
 from mlip.model.blocks import collect_slots, from_all_devices, gather_senders, map_blocks
-from mlip.model.network import NetworkConfig, paths, symmetric_product
+from mlip.model.network import NetworkConfig, paths, rows_of_species, through_species
 from mlip.model.radial import SILU_GAIN, smooth_cutoff
-from mlip.model.so3 import coupling, spherical_harmonics, unstack
+from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, unstack
 
 DEGREE = 5  # of the splines: four continuous derivatives
 
@@ -28,42 +29,49 @@ class FoldedNetwork:
 
     config: NetworkConfig
     n_species: int
-    intervals: tuple[int, ...]  # of the splines of each layer
     block: int | None = None  # atoms taken at a time; None takes all
     axis: str | None = None  # of the devices over which the atoms are spread
     # Of each layer the number of atoms, first in the graph, that it is taken for; None takes all.
     # Neighbours of a layer's atoms lie among those of the layer before.
     rows: tuple[int, ...] | None = None
 
-    def apply(self, variables, graph, average_neighbors):
+    def apply(self, variables, graph, average_neighbors, radii):
         """Energies of the atoms as `Network` gives them; intermediate features are not kept.
 
         Atoms that the last layer is not taken for have none.
 
         Args:
-          average_neighbors: not used; it is part of the tables.
+          average_neighbors, radii: not used; they are part of the tables.
         """
         weights = variables["params"]
         with jax.default_matmul_precision("highest"):
             return self.energies(weights, graph), ()
+
+    @property
+    def by_pair(self):
+        """True where radial functions depend on the species of both atoms."""
+        return self.n_species > 1 and self.config.distance_transform != "none"
 
     def energies(self, weights, graph):
         parts = self.parts(graph)
         n_atoms, counted = len(graph.species), len(parts[-1].species)
         kinds = from_all_devices(graph.species, self.axis)[parts[0].neighbors]
 
-        def first(displacement, kinds, species):
-            own = weights["own"][species][:, None]
-            return self.layer(weights, 0, displacement, kinds, None, own, species)
+        def first(displacement, species, kinds):
+            own = jnp.zeros((len(species), 0, self.config.channels), displacement.dtype)
+            if "own" in weights:
+                own = weights["own"][species][:, None]
+            return self.layer(weights, 0, displacement, None, own, species, kinds)
 
-        rows = (parts[0].displacement, kinds, parts[0].species)
+        rows = (parts[0].displacement, parts[0].species, kinds)
         energy, senders, own = map_blocks(first, self.block, *rows)
         energy = energy[:counted]
+        kinds = (kinds,) if self.by_pair else ()
         for layer in range(1, self.config.layers - 1):
-            more, senders, own = self.middle(weights, layer, parts[layer], senders, own)
+            more, senders, own = self.middle(weights, layer, parts[layer], senders, own, kinds)
             energy += more[:counted]
         if self.config.layers > 1:
-            energy += self.last(weights, parts[-1], senders, own)
+            energy += self.last(weights, parts[-1], senders, own, kinds)
         return jnp.pad(energy, (0, n_atoms - counted))
 
     def parts(self, graph):
@@ -81,33 +89,36 @@ class FoldedNetwork:
             for count, senders in zip(self.rows, (0, *self.rows))
         ]
 
-    def middle(self, weights, layer, graph, senders, own):
-        def one(displacement, senders, own, species):
-            return self.layer(weights, layer, displacement, None, senders, own, species)
+    def middle(self, weights, layer, graph, senders, own, kinds):
+        def one(displacement, *others):
+            return self.layer(weights, layer, displacement, *others)
 
         gathered = gather_senders(senders, graph, self.axis)
-        own = own[: len(graph.species)]
-        return map_blocks(one, self.block, graph.displacement, gathered, own, graph.species)
+        own, *kinds = (array[: len(graph.species)] for array in (own, *kinds))
+        rows = (graph.displacement, gathered, own, graph.species, *kinds)
+        return map_blocks(one, self.block, *rows)
 
-    def last(self, weights, graph, senders, own):
+    def last(self, weights, graph, senders, own, kinds):
         """Energies of the last layer; the reverse pass finds its derivatives already taken.
 
         An atom's energy depends on no other atom's rows, so that a block's derivatives can be
         taken while the block is in the cache.
         """
 
-        def one(weights, displacement, senders, own, species):
+        own, *kinds = (array[: len(graph.species)] for array in (own, *kinds))
+
+        def one(weights, displacement, senders, own, *fixed):
             layer = self.config.layers - 1
-            return self.layer(weights, layer, displacement, None, senders, own, species)[0]
+            return self.layer(weights, layer, displacement, senders, own, *fixed)[0]
 
         def over_blocks(function, weights, displacement, senders, own):
             everyone = from_all_devices(senders, self.axis)
             return map_blocks(
-                lambda displacement, neighbors, own, species: function(
-                    weights, displacement, everyone[neighbors], own, species
+                lambda displacement, neighbors, own, *fixed: function(
+                    weights, displacement, everyone[neighbors], own, *fixed
                 ),
                 self.block,
-                *(displacement, graph.neighbors, own, graph.species),
+                *(displacement, graph.neighbors, own, graph.species, *kinds),
             )
 
         @jax.custom_vjp
@@ -116,7 +127,8 @@ class FoldedNetwork:
 
         def forward(weights, *rows):
             def both(weights, *rows):
-                value, pull = jax.vjp(lambda *moving: one(weights, *moving, rows[-1]), *rows[:-1])
+                moving, fixed = rows[:3], rows[3:]
+                value, pull = jax.vjp(lambda *moving: one(weights, *moving, *fixed), *moving)
                 return value, pull(jnp.ones_like(value))
 
             value, derivatives = over_blocks(both, weights, *rows)
@@ -129,16 +141,19 @@ class FoldedNetwork:
             return not_numbers(weights), displacement * weight, senders, own * weight
 
         energies.defvjp(forward, backward)
-        return energies(weights, graph.displacement, senders, own[: len(graph.species)])
+        return energies(weights, graph.displacement, senders, own)
 
-    def layer(self, weights, layer, displacement, kinds, senders, own, species):
+    def layer(self, weights, layer, displacement, senders, own, species, kinds=None):
         """One layer of a few atoms.
 
         Args:
           displacement: [n, max_neighbors, 3].
-          kinds: in the first layer the species of the neighbours, [n, max_neighbors].
-          senders: in the other layers their features, [n, max_neighbors, components, channels].
-          own: what the atoms' previous features add to the new ones, [n, components, channels].
+          senders: features of the neighbours, [n, max_neighbors, components, channels]; None in
+            the first layer.
+          own: what the atoms' previous features add to the new ones, [n, components, channels],
+            of the lowest degrees or none.
+          species: [n].
+          kinds: species of the neighbours, [n, max_neighbors], where they choose the tables.
 
         Returns:
           energies [n]; features for the neighbours of the next layer, and the atoms' own share
@@ -146,44 +161,44 @@ class FoldedNetwork:
         """
         config = self.config
         last = layer == config.layers - 1
-        density = self.density(weights, layer, displacement, kinds, senders)
+        density = self.density(weights, layer, displacement, senders, species, kinds)
         components = [row for degree in density for row in unstack(degree)]
-        one_hot = jax.nn.one_hot(species, self.n_species, dtype=displacement.dtype)
         l_out = 0 if last else config.hidden_l
         features, start = [], 0
         for l in range(l_out + 1):
-            basis = jnp.stack(self.product(weights, layer, l, components, one_hot))
+            basis = jnp.stack(self.product(weights, layer, l, components, species))
             feature = rows_times(basis, weights[f"out_{layer}_{l}"])
             if start < own.shape[1]:
                 feature += jnp.moveaxis(own[:, start : start + 2 * l + 1], 1, 0)
             features.append(feature)
             start += 2 * l + 1
         hidden = features[0][0]
-        if last:
-            if layer > 0:
-                hidden = SILU_GAIN * jax.nn.silu(hidden)
-            return (hidden @ weights[f"readout_{layer}"])[:, 0], None, None
+        if config.has_hidden_readout(layer):
+            hidden = SILU_GAIN * jax.nn.silu(hidden)
         energy = (hidden @ weights[f"readout_{layer}"])[:, 0]
+        if last:
+            return energy, None, None
         senders = [rows_times(f, weights[f"up_{layer + 1}_{l}"]) for l, f in enumerate(features)]
-        own = []
-        for l, feature in enumerate(features):
-            if (skip := weights.get(f"skip_{layer + 1}_{l}")) is not None:
-                every = jnp.einsum("mnc,zcd->mznd", feature, skip)
-                own.append(jnp.einsum("mznd,nz->nmd", every, one_hot))
-        senders = jnp.moveaxis(jnp.concatenate(senders), 0, 1)
-        return energy, senders, jnp.concatenate(own, axis=1)
+        own = [
+            through_species(feature, weights[f"skip_{layer + 1}_{l}"], species)
+            for l, feature in enumerate(features)
+            if f"skip_{layer + 1}_{l}" in weights
+        ]
+        own = own or [features[0][:0]]
+        senders, own = (jnp.moveaxis(jnp.concatenate(f), 0, 1) for f in (senders, own))
+        return energy, senders, own
 
-    def product(self, weights, layer, l, components, one_hot):
+    def product(self, weights, layer, l, components, species):
         config, chosen = self.config, []
         for order in range(1, config.correlation + 1):
             weight = weights[f"product_{layer}_{l}_{order}"]  # [n_basis, n_species, channels]
             if self.n_species > 1:
-                weight = jnp.einsum("nz,bzc->bnc", one_hot, weight)
+                weight = rows_of_species(weight, species)
             chosen.append(weight)
         return symmetric_product(components, chosen, config.l_max, l)
 
-    def density(self, weights, layer, displacement, kinds, senders):
-        """Mixed sums over the neighbours, for each degree [2l + 1, n, channels]."""
+    def density(self, weights, layer, displacement, senders, species, kinds):
+        """Mixed and normalised sums over the neighbours, for each degree [2l + 1, n, channels]."""
         config = self.config
         distance = jnp.sqrt((displacement**2).sum(axis=-1))
         harmonics = spherical_harmonics(displacement / distance[..., None], config.l_max, axis=1)
@@ -199,8 +214,12 @@ class FoldedNetwork:
             routes = [(0, 0, 0)]
             edges = [jnp.concatenate(harmonics, axis=1)[..., None]]
         tables = [weights[f"table_{layer}_{route}"] for route in range(len(routes))]
-        first = 0 if kinds is None else kinds * (self.intervals[layer] + DEGREE)
-        sums = self.neighbor_sums(layer, tables, routes, first, distance, edges, senders)
+        pair, n_pairs = self.pair(species, kinds)
+        which, n_tables = (pair, n_pairs) if layer > 0 else self.first_pair(species, kinds)
+        sums = self.neighbor_sums(tables, routes, which, n_tables, distance, edges, senders)
+        if config.has_density(layer):
+            crowding = self.sum_table(weights[f"density_{layer}"], pair, n_pairs, distance)
+            sums = [s / (1 + crowding)[:, None, None] for s in sums]
 
         if layer == 0 and self.n_species > 1:
             return [jnp.moveaxis(s, 1, 0) for s in sums]
@@ -211,16 +230,48 @@ class FoldedNetwork:
                 [s for s, route in zip(sums, routes) if route[2] == l] for l in range(len(sizes))
             ]
             parts = [jnp.moveaxis(jnp.concatenate(p, axis=-1), 1, 0) for p in parts]
-        return [rows_times(p, weights[f"mix_{layer}_{l}"]) for l, p in enumerate(parts)]
+        mixed = [rows_times(p, weights[f"mix_{layer}_{l}"]) for l, p in enumerate(parts)]
+        if f"select_{layer}_0" not in weights:
+            return mixed
+        return [
+            through_species(m, weights[f"select_{layer}_{l}"], species) for l, m in enumerate(mixed)
+        ]
 
-    def neighbor_sums(self, layer, tables, routes, first, distance, edges, senders):
+    def pair(self, species, kinds):
+        """Index of the two species where radial functions depend on them, and their number."""
+        if not self.by_pair:
+            return 0, 1
+        high = jnp.maximum(species[:, None], kinds)
+        low = jnp.minimum(species[:, None], kinds)
+        return high * (high + 1) // 2 + low, self.n_species * (self.n_species + 1) // 2
+
+    def first_pair(self, species, kinds):
+        """The same in the first layer, whose tables hold the neighbours' features too.
+
+        They tell atoms apart where the radial functions do, and where the sums are mixed by them.
+        """
+        n_species = self.n_species
+        if self.config.is_residual(0) and not self.by_pair:
+            return kinds, n_species
+        return species[:, None] * n_species + kinds, n_species**2
+
+    def sum_table(self, table, which, n_tables, distance):
+        """Σ over neighbours of one function of the distance, [n]."""
+        rows = len(table) // n_tables
+        row, weights, _ = spline_weights(
+            distance, self.config.cutoff, self.config.cutoff_order, rows - DEGREE
+        )
+        return spline(table, row + which * rows, weights)[..., 0].sum(axis=1)
+
+    def neighbor_sums(self, tables, routes, which, n_tables, distance, edges, senders):
         """Σ over neighbours of edge tensor × radial functions × features, for each route.
 
         The reverse pass looks the functions up again rather than keep them, and finds the
         derivative by the distance from a look-up of their slopes.
 
         Args:
-          first: row of the tables where the functions of a sender begin, [n, max_neighbors] or 0.
+          tables: for each route [n_tables x rows, channels].
+          which: of the tables in a row a neighbour needs, [n, max_neighbors] or 0.
           edges: [n, 2 l3 + 1, max_neighbors, 2 l1 + 1] each.
           senders: for each degree l1 [n, max_neighbors, 2 l1 + 1, channels], or None.
 
@@ -228,9 +279,12 @@ class FoldedNetwork:
           [n, 2 l3 + 1, channels] for each route.
         """
 
+        rows = len(tables[0]) // n_tables
+        first = which * rows
+
         def look_up(tables, distance, first, slopes):
             row, *weights = spline_weights(
-                distance, self.config.cutoff, self.config.cutoff_order, self.intervals[layer]
+                distance, self.config.cutoff, self.config.cutoff_order, rows - DEGREE
             )
             return [spline(table, row + first, weights[slopes]) for table in tables]
 

@@ -1,9 +1,9 @@
 """The message-passing network: edge displacements in, one energy per atom out.
 
-The mathematics is that of MACE with its residual interaction block (Batatia et al. 2022,
-arXiv:2206.07697), normalisation constants included. Every parameter starts as a standard normal
-number (those of the product basis divided by their count, as in MACE); all scales are constants
-in the forward pass.
+The mathematics is that of MACE (Batatia et al. 2022, arXiv:2206.07697), by default with its
+residual interaction block, normalisation constants included. Every parameter starts as a standard
+normal number (those of the product basis divided by their count, as in MACE); all scales are
+constants in the forward pass.
 
 Features of degree l are kept as [2l + 1, n_atoms, channels], so that mixing the channels is one
 matrix product and the product basis works on contiguous rows.
@@ -20,9 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph
-from mlip.model.blocks import gather_senders, map_blocks
-from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
-from mlip.model.so3 import L_MAX, coupling, spherical_harmonics, symmetric_coupling, unstack
+from mlip.model.blocks import from_all_devices, gather_senders, map_blocks
+from mlip.model.radial import (
+    BASES,
+    SILU_GAIN,
+    TRANSFORMS,
+    radial_basis,
+    smooth_cutoff,
+    transform_distance,
+)
+from mlip.model.so3 import (
+    L_MAX,
+    coupling,
+    spherical_harmonics,
+    symmetric_coupling,
+    symmetric_product,
+    unstack,
+)
+
+INTERACTIONS = ("residual", "plain", "residual-density", "plain-density")
+CUTOFF_ON = ("basis", "functions")
+MANY_SPECIES = 8  # beyond which an atom's matrix is fetched instead of applying those of all
 
 
 @dataclass(frozen=True)
@@ -40,17 +58,38 @@ class NetworkConfig:
     cutoff_order: int = 5  # p of the smooth cutoff
     readout_width: int = 16  # hidden width of the last readout; the others are linear
     zbl: bool = False  # add the ZBL repulsion of the nuclei below the sum of covalent radii
+    zbl_order: int = 6  # p of its smooth cutoff
+    zbl_scaled: bool = False  # multiply it by the potential's scale, as the network's energies
+    radial_basis: str = "bessel"  # bessel, gaussian or chebyshev
+    distance_transform: str = "none"  # before the basis: none, or by the elements agnesi or soft
+    cutoff_on: str = "basis"  # what the smooth cutoff multiplies: basis, or the learned functions
+    interaction: str = "residual"  # residual, plain, residual-density or plain-density
+    first_interaction: str = "residual"  # the same for the first layer
+    hidden_readout: bool | None = None  # hidden layer in the last readout; if layers > 1 by default
 
     def __post_init__(self):
         object.__setattr__(self, "radial_widths", tuple(self.radial_widths))
+        choices = {
+            "radial_basis": BASES,
+            "distance_transform": TRANSFORMS,
+            "cutoff_on": CUTOFF_ON,
+            "interaction": INTERACTIONS,
+            "first_interaction": INTERACTIONS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}"
+                )
         limits = {
             "channels": (1, 4096),
             "l_max": (0, L_MAX),
             "hidden_l": (0, self.l_max),
             "correlation": (1, 4),
             "layers": (1, 10),
-            "n_radial": (1, 64),
+            "n_radial": (2 if self.radial_basis == "gaussian" else 1, 64),
             "cutoff_order": (3, 20),
+            "zbl_order": (3, 20),
             "readout_width": (1, 4096),
         }
         for name, (low, high) in limits.items():
@@ -66,6 +105,22 @@ class NetworkConfig:
                 f"radial_widths is {self.radial_widths}; give one or more positive widths"
             )
 
+    def is_residual(self, layer):
+        """True where a layer adds the atoms' previous features; else their species mixes sums."""
+        return self._interaction(layer).startswith("residual")
+
+    def has_density(self, layer):
+        """True where a layer divides its sums by a learned density, not by the mean count."""
+        return self._interaction(layer).endswith("density")
+
+    def _interaction(self, layer):
+        return self.first_interaction if layer == 0 else self.interaction
+
+    def has_hidden_readout(self, layer):
+        """True where a layer's readout has a hidden layer."""
+        wanted = self.layers > 1 if self.hidden_readout is None else self.hidden_readout
+        return wanted and layer == self.layers - 1
+
 
 def paths(l_in, l_max):
     """Couplings (l_sender, l_edge, l_out) of an interaction that keep the parity of vectors."""
@@ -75,38 +130,6 @@ def paths(l_in, l_max):
         for l2 in range(l_max + 1)
         for l3 in range(abs(l1 - l2), min(l1 + l2, l_max) + 1, 2)
     ]
-
-
-def symmetric_product(components, weights, l_max, l_out):
-    """Σ_k weights_k B_k over the symmetric basis of all orders, written out in its monomials.
-
-    Args:
-      components: (l_max + 1)² arrays [n_atoms, channels].
-      weights: for each order from 1 on, [n_basis, n_atoms, channels].
-
-    Returns:
-      2 l_out + 1 arrays [n_atoms, channels].
-    """
-    products = {(i,): x for i, x in enumerate(components)}
-    out = [0.0] * (2 * l_out + 1)
-    for order, weight in enumerate(weights, start=1):
-        monomials, coefficients = symmetric_coupling(l_max, l_out, order)
-        rows = unstack(weight)
-        for monomial in map(tuple, monomials.tolist()):
-            for n in range(2, order + 1):
-                if monomial[:n] not in products:
-                    products[monomial[:n]] = (
-                        products[monomial[: n - 1]] * components[monomial[n - 1]]
-                    )
-        for k, row in enumerate(rows):
-            for m in range(2 * l_out + 1):
-                used = np.flatnonzero(np.abs(coefficients[k, m]) > 1e-12)
-                terms = [
-                    float(coefficients[k, m, n]) * products[tuple(monomials[n].tolist())]
-                    for n in used
-                ]
-                out[m] += row * sum(terms)
-    return out
 
 
 def mix_channels(features, weight):
@@ -128,12 +151,13 @@ class Network(nn.Module):
     axis: str | None = None  # of the devices over which the atoms are spread
 
     @nn.compact
-    def __call__(self, graph: Graph, average_neighbors):
+    def __call__(self, graph: Graph, average_neighbors, radii):
         """Energies and features of the atoms.
 
         Args:
           graph: displacements decide the precision.
           average_neighbors: scalar by which the sums over neighbours are divided.
+          radii: covalent radii of the species, [n_species], Å, by which distances are transformed.
 
         Returns:
           energies, [n_atoms], and layer by layer the invariant features, [n_atoms, channels].
@@ -144,6 +168,10 @@ class Network(nn.Module):
             one_hot = jax.nn.one_hot(graph.species, n_species, dtype=graph.displacement.dtype)
             embedding = self.weight("embedding", (n_species, config.channels))
             features = (one_hot @ embedding / math.sqrt(n_species))[:, None]
+            reach = ()
+            if config.distance_transform != "none":
+                own = radii[graph.species]
+                reach = (own[:, None] + from_all_devices(own, self.axis)[graph.neighbors],)
             energy, invariants = 0.0, []
             for layer in range(config.layers):
                 weights = {
@@ -151,8 +179,8 @@ class Network(nn.Module):
                     for key, shape in layer_shapes(config, n_species, layer).items()
                 }
                 senders = gather_senders(mix_degrees(features, weights), graph, self.axis)
-                step = functools.partial(pass_layer, config, weights, average_neighbors)
-                rows = (graph.displacement, senders, features, one_hot)
+                step = functools.partial(pass_layer, config, layer, weights, average_neighbors)
+                rows = (graph.displacement, senders, features, graph.species, *reach)
                 features, energies = map_blocks(step, self.block, *rows)
                 energy += energies
                 invariants.append(features[:, 0])
@@ -178,9 +206,13 @@ def layer_shapes(config, n_species, layer):
             n_basis = symmetric_coupling(config.l_max, l, order)[1].shape[0]
             shapes["product", l, order] = n_basis, n_species, channels
         shapes["out", l] = channels, channels
-        if l <= l_in:
-            shapes["skip", l] = n_species, channels, channels
-    if last and layer > 0:
+    name, highest = ("skip", min(l_in, l_out))
+    if not config.is_residual(layer):
+        name, highest = "select", config.l_max
+    shapes |= {(name, l): (n_species, channels, channels) for l in range(highest + 1)}
+    if config.has_density(layer):
+        shapes["density",] = config.n_radial, 1
+    if config.has_hidden_readout(layer):
         shapes["readout", "hidden"] = channels, config.readout_width
         channels = config.readout_width
     return shapes | {("readout",): (channels, 1)}
@@ -204,36 +236,59 @@ def split_degrees(features, axis=1):
     return jax.lax.split(features, [2 * l + 1 for l in range(n_degrees)], axis=axis)
 
 
-def pass_layer(config, weights, average_neighbors, displacement, senders, features, one_hot):
+def pass_layer(
+    config, layer, weights, average_neighbors, displacement, senders, features, species, reach=None
+):
     """One layer of a few atoms.
 
     Args:
       displacement: [n, max_neighbors, 3], Å.
       senders: features of the neighbours, [n, max_neighbors, components, channels].
       features: of the atoms themselves, [n, components, channels].
-      one_hot: their species, [n, n_species].
+      species: [n]
+      reach: sums of the covalent radii of atom and neighbour, [n, max_neighbors], Å, where the
+        distances are transformed.
 
     Returns:
       new features, [n, components, channels], and energies, [n].
     """
-    density = interaction(config, weights, displacement, senders)
-    density = [degree / average_neighbors for degree in density]
-    features = product(config, weights, density, skip(weights, features, one_hot), one_hot)
+    density, crowding = interaction(config, weights, displacement, senders, reach)
+    divisor = 1 + crowding[:, None] if config.has_density(layer) else average_neighbors
+    density = [degree / divisor for degree in density]
+    added = []
+    if config.is_residual(layer):
+        degrees = split_degrees(features)
+        wanted = sum(key[0] == "skip" for key in weights)
+        added = [
+            mix_by_species(degree, weights["skip", l], species, "nmc")
+            for l, degree in enumerate(degrees[:wanted])
+        ]
+    else:
+        density = [
+            mix_by_species(degree, weights["select", l], species)
+            for l, degree in enumerate(density)
+        ]
+    features = product(config, weights, density, added, species)
     return jnp.moveaxis(jnp.concatenate(features), 0, 1), readout(weights, features[0][0])
 
 
-def interaction(config, weights, displacement, senders):
+def interaction(config, weights, displacement, senders, reach):
     """Sum the neighbours' features, coupled to harmonics and radial functions; mix channels.
 
-    Returns for each degree up to l_max [2l + 1, n, channels]. Source: eq. 8 and 9.
+    Returns for each degree up to l_max [2l + 1, n, channels], and the sum over neighbours of a
+    learned weight between 0 and 1, [n], where there is one. Source: eq. 8 and 9; the weight:
+    Batatia et al. 2024, arXiv:2401.00096.
     """
     distance = jnp.sqrt((displacement**2).sum(axis=-1))
     harmonics = spherical_harmonics(displacement / distance[..., None], config.l_max)
-    radial = bessel_basis(distance, config.cutoff, config.n_radial)
-    radial *= smooth_cutoff(distance, config.cutoff, config.cutoff_order)[..., None]
+    argument = transform_distance(config.distance_transform, distance, reach)
+    radial = radial_basis(config.radial_basis, argument, config.cutoff, config.n_radial)
+    cutoff = smooth_cutoff(distance, config.cutoff, config.cutoff_order)[..., None]
+    before, after = (cutoff, 1.0) if config.cutoff_on == "basis" else (1.0, cutoff)
+    radial *= before
     senders = split_degrees(senders, axis=2)
     routes = paths(len(senders) - 1, config.l_max)
-    functions = radial_network(weights, radial)
+    functions = radial_network(weights, radial) * after
     functions = jax.lax.split(functions, [config.channels] * len(routes), axis=2)
 
     sums = [[] for _ in range(config.l_max + 1)]
@@ -246,10 +301,14 @@ def interaction(config, weights, displacement, senders):
             edge = jnp.einsum("nkm,amb->nkab", edge, tensor)
             total = jnp.einsum("nkab,nkac->bnc", edge, message)
         sums[l3].append(total)
-    return [
+    mixed = [
         mix_channels(jnp.concatenate(parts, axis=-1), weights["mix", l])
         for l, parts in enumerate(sums)
     ]
+    if ("density",) not in weights:
+        return mixed, None
+    crowding = jnp.tanh(mix_channels(radial, weights["density",]) ** 2) * after
+    return mixed, crowding[..., 0].sum(axis=1)
 
 
 def radial_network(weights, radial):
@@ -263,30 +322,55 @@ def radial_network(weights, radial):
     return hidden.reshape(*radial.shape[:2], -1)
 
 
-def skip(weights, features, one_hot):
-    """The previous features through a matrix of the atom's species, [2l + 1, n, channels]."""
-    n_species, channels = one_hot.shape[1], features.shape[-1]
-    out = []
-    for l, degree in enumerate(split_degrees(features)):
-        if ("skip", l) in weights:
-            every = jnp.einsum("nmc,zcd->mznd", degree, weights["skip", l])
-            scale = 1 / math.sqrt(channels * n_species)
-            out.append(jnp.einsum("mznd,nz->mnd", every, one_hot) * scale)
-    return out
+def mix_by_species(features, weight, species, axes="mnc"):
+    """`through_species` with unit variance kept."""
+    n_species, channels = weight.shape[:2]
+    scale = 1 / math.sqrt(channels * n_species)
+    return through_species(features, weight, species, axes) * scale
 
 
-def product(config, weights, density, skip, one_hot):
-    """Symmetric products of the density with weights of the species. Source: eq. 10 and 11."""
+def through_species(features, weight, species, axes="mnc"):
+    """Features of n atoms @ weight[species], [2l + 1, n, channels].
+
+    Applying the matrices of a few species to all atoms and picking is quicker than fetching one
+    for every atom; for 89 species it is ten times slower.
+
+    Args:
+      weight: [n_species, channels, channels].
+      axes: of the features, components m, atoms n and channels c.
+    """
+    n_species = len(weight)
+    if n_species > MANY_SPECIES:
+        return jnp.einsum(f"{axes},ncd->mnd", features, weight[species])
+    every = jnp.einsum(f"{axes},zcd->mznd", features, weight)
+    return jnp.einsum("mznd,nz->mnd", every, jax.nn.one_hot(species, n_species, dtype=every.dtype))
+
+
+def rows_of_species(weight, species):
+    """weight[:, species] of a [n_basis, n_species, channels] weight: [n_basis, n, channels]."""
+    n_species = weight.shape[1]
+    if n_species > MANY_SPECIES:
+        return weight[:, species]
+    one_hot = jax.nn.one_hot(species, n_species, dtype=weight.dtype)
+    return jnp.einsum("nz,bzc->bnc", one_hot, weight)
+
+
+def product(config, weights, density, added, species):
+    """Symmetric products of the density with weights of the species. Source: eq. 10 and 11.
+
+    Args:
+      added: what is added to the lowest degrees, [2l + 1, n, channels] each.
+    """
     components = [row for degree in density for row in unstack(degree)]
     out = []
     for l in range(sum(key[0] == "out" for key in weights)):
         chosen = [
-            jnp.einsum("nz,bzc->bnc", one_hot, weights["product", l, order])
+            rows_of_species(weights["product", l, order], species)
             for order in range(1, config.correlation + 1)
         ]
         basis = jnp.stack(symmetric_product(components, chosen, config.l_max, l))
         feature = mix_channels(basis, weights["out", l])
-        out.append(feature + skip[l] if l < len(skip) else feature)
+        out.append(feature + added[l] if l < len(added) else feature)
     return out
 
 

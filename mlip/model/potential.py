@@ -44,14 +44,17 @@ class Prediction:
 
 def atom_energies(network, weights, graph):
     """Energies of the atoms above their baseline, [n_atoms], eV."""
-    energies, _ = network.apply({"params": weights.parameters}, graph, weights.average_neighbors)
-    energies *= weights.scale[graph.species]
-    if network.config.zbl:
+    radii = jnp.asarray(covalent_radii, graph.displacement.dtype)[weights.numbers]
+    variables, config = {"params": weights.parameters}, network.config
+    energies, _ = network.apply(variables, graph, weights.average_neighbors, radii)
+    scale = weights.scale[graph.species]
+    energies *= scale
+    if config.zbl:
         number = weights.numbers[graph.species]
         others = from_all_devices(number, network.axis)[graph.neighbors]
         distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
-        pairs = zbl_energy(distance, number[:, None], others)
-        energies += pairs.sum(axis=1) / 2
+        pairs = zbl_energy(distance, number[:, None], others, config.zbl_order)
+        energies += pairs.sum(axis=1) / 2 * (scale if config.zbl_scaled else 1.0)
     return energies
 
 

@@ -139,6 +139,38 @@ def symmetric_coupling(l_max, l_out, order):
     return np.array(monomials, int).reshape(-1, order), coefficients
 
 
+def symmetric_product(components, weights, l_max, l_out):
+    """Σ_k weights_k B_k over the symmetric basis of all orders, written out in its monomials.
+
+    Args:
+      components: (l_max + 1)² arrays [n_atoms, channels].
+      weights: for each order from 1 on, [n_basis, n_atoms, channels].
+
+    Returns:
+      2 l_out + 1 arrays [n_atoms, channels].
+    """
+    products = {(i,): x for i, x in enumerate(components)}
+    out = [0.0] * (2 * l_out + 1)
+    for order, weight in enumerate(weights, start=1):
+        monomials, coefficients = symmetric_coupling(l_max, l_out, order)
+        rows = unstack(weight)
+        for monomial in map(tuple, monomials.tolist()):
+            for n in range(2, order + 1):
+                if monomial[:n] not in products:
+                    products[monomial[:n]] = (
+                        products[monomial[: n - 1]] * components[monomial[n - 1]]
+                    )
+        for k, row in enumerate(rows):
+            for m in range(2 * l_out + 1):
+                used = np.flatnonzero(np.abs(coefficients[k, m]) > 1e-12)
+                terms = [
+                    float(coefficients[k, m, n]) * products[tuple(monomials[n].tolist())]
+                    for n in used
+                ]
+                out[m] += row * sum(terms)
+    return out
+
+
 def _symmetric_block(degrees, l_out):
     """Orthogonal symmetrised couplings of the given degrees to l_out: {monomial: [2 l_out + 1]}."""
     chains = [(degrees[0], np.eye(2 * degrees[0] + 1))]  # each tensor: [m_1, …, m_n, m_total]

@@ -1,5 +1,7 @@
 """ASE calculator of a potential."""
 
+import warnings
+
 import numpy as np
 from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
@@ -9,6 +11,7 @@ from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
 from mlip.deploy.fold import FoldedPotential, fold
 from mlip.deploy.spread import whole_shares
+from mlip.deploy.tables import NoTables
 from mlip.model.potential import Potential, round_up
 from mlip.runtime import keep_compiled_programs
 from mlip.simulation.neighbors import narrow, with_spare
@@ -28,7 +31,9 @@ class Calculator(AseCalculator):
       model: path of a model file, or a `Potential`.
       dtype: "float32" or "float64"; the model's own by default.
       skin: Å added to the cutoff of the neighbour table; 0 builds it anew at every step.
-      folded: compute with the folded potential (see `mlip.fold`), several times faster.
+      folded: compute with the folded potential (see `mlip.fold`), several times faster. Where its
+        tables would be too large, as for dozens of species whose every pair has its own, the
+        calculator says so in a warning and computes with the potential as it is.
       devices: of jax, over which a folded potential spreads the atoms; by default all of the
         process's where that is faster.
 
@@ -91,7 +96,11 @@ class Calculator(AseCalculator):
             met = set() if self.used is self.potential else set(self.used.species)
             needed = met.union(structure.numbers.tolist())
             if needed != met:
-                self.used = fold(self.potential, needed, devices=self.devices)
+                try:
+                    self.used = fold(self.potential, needed, devices=self.devices)
+                except NoTables as reason:
+                    warnings.warn(f"computing with the unfolded potential: {reason}", stacklevel=2)
+                    self.folded, self.used = False, self.potential
 
     def _graph(self, frame):
         """The padded graph, without the edges of the skin, which would cost and give nothing."""

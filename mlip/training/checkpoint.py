@@ -19,7 +19,7 @@ from mlip.model.network import Network, NetworkConfig, parameter_shapes
 from mlip.model.potential import Potential
 
 FORMAT = "mlip-jax model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the network has more settings, all with the defaults of 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
 
 

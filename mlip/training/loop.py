@@ -18,6 +18,7 @@ from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, atomic_write, load_model, save_model
+from mlip.training.finetune import adopt_network, names_that_move
 from mlip.training.loss import batch_loss, loss_and_gradient
 from mlip.training.setup import check_folder, prepare
 from mlip.units import MEV
@@ -28,7 +29,7 @@ from mlip.units import MEV
 class TrainState:
     """All arrays that a training run carries from step to step."""
 
-    parameters: dict
+    parameters: dict  # those that move
     optimizer: tuple
     average: dict  # running average of the parameters: what is validated and saved
     best: dict  # the average with the lowest validation loss so far
@@ -54,15 +55,17 @@ def train_step(network, loss_config, optimizer_config, state, weights, graph, la
     """One step on one batch.
 
     Args:
-      weights: the potential's `Weights`; its parameters are those of the state.
+      weights: the potential's `Weights`; those of its parameters that move are in the state.
       rates: (learning rate, (weights of energy, forces, stress)).
 
     Returns:
       the next state, and (loss, (share of each structure, error sums)).
     """
     learning_rate, loss_weights = rates
-    weights = replace(weights, parameters=state.parameters)
-    gradient, report = loss_and_gradient(network, loss_config, loss_weights, weights, graph, labels)
+    weights = replace(weights, parameters=weights.parameters | state.parameters)
+    gradient, report = loss_and_gradient(
+        network, loss_config, loss_weights, weights, graph, labels, names=tuple(state.parameters)
+    )
     transformation = optimizer.build(optimizer_config)
     updates, moments = transformation.update(gradient, state.optimizer, state.parameters)
     parameters, average = optimizer.apply(
@@ -106,7 +109,7 @@ def train(config, resume=False, show=None):
       FloatingPointError: the loss is not finite; the message names the frame.
     """
     start = time.monotonic()
-    show = show or Silent()
+    config, show = adopt_network(config), show or Silent()
     out = Path(config.out)
     check_folder(out, config, resume)
     keep_compiled_programs()
@@ -122,6 +125,10 @@ def train(config, resume=False, show=None):
         if resume:
             run.restore()
         else:
+            if config.init:
+                found = _rmse(run.errors()).items()
+                errors = ", ".join(f"{name} {value:.2f}" for name, value in found if value)
+                show.line(f"before training: {errors}")
             (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that left no state
         with stop_signals() as check:
             try:
@@ -152,11 +159,13 @@ class Run:
         self.frames = frames
         every = range(len(valid_frames.structures))
         self.valid = [valid_frames.batch(b) for b in valid_frames.batches(every)]
-        parameters = jax.tree.map(jnp.asarray, potential.weights.parameters)
+        moving = names_that_move(config.trainable, potential)
+        parameters = {name: potential.weights.parameters[name] for name in moving}
         copies = [jax.tree.map(jnp.copy, parameters) for _ in range(3)]
         moments = optimizer.build(config.optimizer).init(parameters)
         self.state = TrainState(copies[0], moments, copies[1], copies[2])
-        sources = {key: potential.training[key] for key in ("train", "valid", "e0")}
+        sources = {key: potential.training.get(key) for key in ("train", "valid", "e0", "init")}
+        sources = {key: value for key, value in sources.items() if value is not None}
         self.progress = Progress(data=json.dumps(sources, sort_keys=True))
         self.saved = time.monotonic()
 
@@ -270,12 +279,7 @@ class Run:
     def validate(self, fraction):
         """Errors of the averaged weights; the best are kept."""
         config, progress = self.config, self.progress
-        weights = replace(self.potential.weights, parameters=self.state.average)
-        totals = {}
-        for graph, labels in self.valid:
-            sums = error_sums(self.potential.network, config.loss, weights, graph, labels)
-            totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
-        errors = _mean_squares(totals)
+        errors = self.errors()
         # Always by the weights of the end, so that all epochs are compared by one measure.
         loss = sum(
             w * e for w, e in zip(config.loss.weights(1.0), errors.values()) if e is not None
@@ -312,6 +316,15 @@ class Run:
             file.write(json.dumps(row) + "\n")
         self.show.update(self.progress, fraction, row)
 
+    def errors(self):
+        """Mean squared errors of the averaged weights on the validation set."""
+        weights, totals = self.potential.weights, {}
+        weights = replace(weights, parameters=weights.parameters | self.state.average)
+        for graph, labels in self.valid:
+            sums = error_sums(self.potential.network, self.config.loss, weights, graph, labels)
+            totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
+        return _mean_squares(totals)
+
     def save(self):
         """Keep the state of this moment, and the best potential so far."""
         self.progress = replace(self.progress, seconds=self.seconds())
@@ -332,7 +345,7 @@ class Run:
             "device": jax.devices()[0].device_kind,
             **{k: v for k, v in best.items() if k.startswith("valid_")},
         }
-        parameters = jax.tree.map(np.asarray, self.state.best)
+        parameters = self.potential.parameters | jax.tree.map(np.asarray, self.state.best)
         save_model(
             replace(self.potential, parameters=parameters, training=training),
             self.out / "model.safetensors",

@@ -90,15 +90,15 @@ def _penalty(config, error):
     return jnp.where(size < delta, error**2, delta * (2 * size - delta))
 
 
-def loss_and_gradient(network, config, loss_weights, weights, graph, labels):
-    """Loss of a batch and its gradient by the network's parameters.
+def loss_and_gradient(network, config, loss_weights, weights, graph, labels, names=None):
+    """Loss of a batch and its gradient by the network's parameters, or those of some names.
 
     With v the derivative of the loss by the edges' pull, the gradient of the forces' and stress'
     share is that of the energy's derivative along v: one forward-mode derivative inside one
     reverse pass, where the usual way takes a reverse pass of a reverse pass.
 
     Returns:
-      gradient (as `weights.parameters`), and what `batch_loss` returns.
+      gradient (as `weights.parameters`, of the names only), and what `batch_loss` returns.
     """
     energies, pull = energies_and_pull(network, weights, graph)
 
@@ -110,11 +110,13 @@ def loss_and_gradient(network, config, loss_weights, weights, graph, labels):
     by_energies, by_pull = pullback(jnp.ones_like(loss))
 
     def along(parameters):
+        inner = replace(weights, parameters=weights.parameters | parameters)
+
         def of_displacement(displacement):
-            moved = replace(graph, displacement=displacement)
-            return atom_energies(network, replace(weights, parameters=parameters), moved)
+            return atom_energies(network, inner, replace(graph, displacement=displacement))
 
         energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
         return jnp.vdot(by_energies, energies) + derivative.sum()
 
-    return jax.grad(along)(weights.parameters), (loss, aux)
+    moving = {name: weights.parameters[name] for name in names or weights.parameters}
+    return jax.grad(along)(moving), (loss, aux)

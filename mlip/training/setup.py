@@ -23,6 +23,7 @@ from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
 from mlip.data.structure import symbol
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.potential import DTYPES, Potential
+from mlip.training.finetune import TRAINABLE, UNSEEN, start_from
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
 
@@ -34,7 +35,11 @@ class TrainConfig:
     train: str  # file or folder with frames to train on
     valid: str = "0.1"  # fraction of them, or a file, to select the best weights by
     out: str = "run"  # folder of the run
-    e0: str = "auto"  # isolated atoms: auto, fit, zero, a file, or a table "H=-13.6, O=-2043.2"
+    e0: str = "auto"  # isolated atoms: auto, fit, zero, keep, a file, or "H=-13.6, O=-2043.2"
+    init: str | None = None  # model file to start from, with its network; random if not given
+    trainable: str = "all"  # of init: all, last (layer), readouts, or the first layer that moves
+    unseen: str = "refuse"  # elements that init does not know: refuse or add
+    keep_species: bool = True  # keep elements of init that the data lacks
     seed: int = 0  # of the split, the first parameters and the order of the data
     batch_size: int = 2  # frames a step
     max_atoms: int | None = None  # atoms a step; chosen from the data if not given
@@ -50,10 +55,26 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
-        for name in ("train", "valid", "out", "e0"):  # paths and numbers are welcome too
+        for name in ("train", "valid", "out", "e0", "trainable"):  # paths and numbers too
             object.__setattr__(self, name, str(getattr(self, name)))
+        object.__setattr__(self, "init", None if self.init is None else str(self.init))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        if self.unseen not in UNSEEN:
+            raise ValueError(f"unseen is {self.unseen!r}; choose one of {', '.join(UNSEEN)}")
+        if self.trainable not in TRAINABLE and not (
+            self.trainable.isdecimal() and int(self.trainable) > 0
+        ):
+            raise ValueError(
+                f"trainable is {self.trainable!r}; choose one of {', '.join(TRAINABLE)}, or the "
+                "number of the first layer that moves, from 1 on"
+            )
+        if self.init is None and (self.trainable != "all" or self.e0 == "keep"):
+            setting = "trainable" if self.trainable != "all" else "e0"
+            raise ValueError(
+                f"{setting} is {getattr(self, setting)!r}, which needs a potential to start from; "
+                "give one with --init"
+            )
         for name in ("batch_size", "max_atoms", "max_epochs", "max_minutes", "patience"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -112,7 +133,7 @@ def check_folder(out, config, resume):
 
 
 def prepare(config):
-    """Read the data of a run and make the untrained potential from it.
+    """Read the data of a run and make the potential that it starts from.
 
     Returns:
       potential, `Frames` to train on, `Frames` to validate on, list of lines to report.
@@ -135,9 +156,14 @@ def prepare(config):
         train, valid = split(train, fraction, config.seed)
     _require_labels(config, train, config.train)
     _require_labels(config, valid, config.valid)
-    e0 = atomic_energies(config.e0, train, isolated, config.keys)
     tables = [build_table(s, config.network.cutoff) for s in train]
-    potential, lines = _untrained(config, train, tables, e0)
+    if config.init is None:
+        e0 = atomic_energies(config.e0, train, isolated, config.keys)
+        potential, neighbors = _untrained(config, train, tables, e0)
+    else:
+        potential, e0 = start_from(config, train, isolated)
+        neighbors = float(potential.average_neighbors)
+    lines = _report(potential, e0, neighbors)
     lines = [
         f"{len(train)} frames to train on, {len(valid)} to validate, "
         f"elements {', '.join(symbol(z) for z in potential.species)}",
@@ -147,6 +173,7 @@ def prepare(config):
         "train": _file_card(config.train),
         "valid": config.valid if fraction is not None else _file_card(config.valid),
         "e0": config.e0 if _is_no_file(config.e0) else _file_card(config.e0),
+        **({} if config.init is None else _init_card(config)),
         "n_train": len(train),
         "n_valid": len(valid),
         "e0_source": e0.source,
@@ -186,7 +213,11 @@ def _fraction(text):
 
 
 def _is_no_file(e0):
-    return e0 in ("auto", "fit", "zero") or "=" in e0
+    return e0 in ("auto", "fit", "zero", "keep") or "=" in e0
+
+
+def _init_card(config):
+    return {"init": _file_card(config.init), "trainable": config.trainable}
 
 
 def _file_card(path):
@@ -200,7 +231,7 @@ def _file_card(path):
 
 
 def _untrained(config, train, tables, e0):
-    """The potential before training: scales from the data, random parameters."""
+    """Random parameters with scales from the data, and the neighbours an atom has."""
     species = tuple(sorted(e0.values))
     baseline = [sum(e0.values[int(z)] for z in s.numbers) for s in train]
     above = [(s.energy - b) / len(s) for s, b in zip(train, baseline) if s.energy is not None]
@@ -219,14 +250,18 @@ def _untrained(config, train, tables, e0):
         dtype=config.dtype,
         block=config.block,
     )
-    table = ", ".join(f"{symbol(z)} {e0.values[z]:.4f}" for z in species)
+    return potential, float(neighbors)
+
+
+def _report(potential, e0, neighbors):
+    table = ", ".join(f"{symbol(z)} {energy:.4f}" for z, energy in sorted(e0.values.items()))
     lines = [f"E0 from {e0.source}: {table} eV"]
     lines += [f"note: {e0.note}"] if e0.note else []
     lines.append(
         f"{potential.n_parameters} parameters, {neighbors:.1f} neighbours an atom within "
-        f"{config.network.cutoff} Å"
+        f"{potential.config.cutoff} Å"
     )
-    return potential, lines
+    return lines
 
 
 class Frames:

@@ -1,0 +1,156 @@
+"""Starting from a trained potential: what stays, what moves, new elements and new energies."""
+
+from dataclasses import replace
+
+import ase.io
+import numpy as np
+import pytest
+from conftest import make_structure, predict
+from test_training import TINY, config_for, rows_of
+
+from mlip.data.structure import from_ase
+from mlip.model.network import NetworkConfig
+from mlip.model.potential import untrained
+from mlip.quickstart import data_file
+from mlip.training.checkpoint import load_model, save_model
+from mlip.training.finetune import estimate_atomic_energies, names_that_move, with_species
+from mlip.training.loop import train
+from mlip.training.optimizer import OptimizerConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model file of some seconds of training, and its run."""
+    config = config_for(tmp_path_factory.mktemp("trained"), max_epochs=200)
+    train(config)
+    return f"{config.out}/model.safetensors", rows_of(config.out)
+
+
+class Lines:
+    def __init__(self):
+        self.texts = []
+
+    def line(self, text):
+        self.texts.append(text)
+
+    def update(self, progress, fraction, row):
+        pass
+
+
+def test_a_run_starts_from_the_errors_of_its_potential_and_lowers_them(tmp_path, trained):
+    path, before = trained
+    show = Lines()
+    ase.io.write(tmp_path / "train.xyz", ase.io.read(data_file("ethanol_train.xyz"), "200:224"))
+    gentle = OptimizerConfig(learning_rate=0.004, warmup_steps=0)
+    config = config_for(tmp_path, init=path, e0="keep", max_epochs=30, optimizer=gentle)
+    potential = train(config, show=show)
+    after = [row["valid_forces_rmse_mev_per_A"] for row in rows_of(config.out)]
+    (line,) = (text for text in show.texts if text.startswith("before training: "))
+    initial = float(line.partition("forces_rmse_mev_per_A ")[2].split(",")[0])
+    assert initial < 0.5 * before[0]["valid_forces_rmse_mev_per_A"]
+    assert after[0] < 1.05 * initial
+    assert after[-1] < 0.97 * initial
+    assert potential.config == TINY
+    assert potential.training["init"]["name"] == "model.safetensors"
+    train(replace(config, max_epochs=31), resume=True)
+    assert len(rows_of(config.out)) == 31
+    with pytest.raises(ValueError, match="trainable = '2'"):
+        train(replace(config, trainable="2"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "moves"),
+    [
+        ("last", lambda name: name != "embedding" and name.split("_")[1] == "1"),
+        ("readouts", lambda name: name.startswith("readout")),
+        ("1", lambda name: name != "embedding"),
+    ],
+)
+def test_parameters_that_do_not_move_stay_bit_for_bit(tmp_path, trained, trainable, moves):
+    config = config_for(tmp_path, init=trained[0], trainable=trainable, max_epochs=2)
+    before, after = load_model(trained[0]), train(config)
+    moving = set(names_that_move(trainable, before))
+    assert {"readout_1"} < moving < set(before.parameters)
+    assert moving == set(filter(moves, before.parameters))
+    for name, value in before.parameters.items():
+        assert np.array_equal(after.parameters[name], value) == (name not in moving), name
+
+
+def test_other_species_leave_the_energies_of_known_structures_as_they_were(small_potential):
+    structures = [make_structure(kind) for kind in ("molecule", "crystal")]
+    parameters = {name: value.astype(float) for name, value in small_potential.parameters.items()}
+    small_potential = replace(small_potential, parameters=parameters)
+    more = with_species(small_potential, {1, 6, 8, 14, 26})
+    assert more.species == (1, 6, 8, 14, 26)
+    some = [replace(s, numbers=np.where(s.numbers == 8, 1, s.numbers)) for s in structures]
+    for potential, frames in ((more, structures), (with_species(more, {1, 14}), some)):
+        for one, other in zip(predict(potential, frames), predict(small_potential, frames)):
+            np.testing.assert_allclose(one.energies, other.energies, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(one.forces, other.forces, rtol=0, atol=1e-12)
+
+
+def test_energies_of_single_atoms_are_found_again(small_potential):
+    structures = [make_structure(k, seed) for k in ("molecule", "crystal") for seed in range(4)]
+    wanted = {1: -13.5, 8: -2040.0, 14: 7.25}
+    structures = [
+        replace(s, energy=p.energy + sum(wanted[z] for z in s.numbers.tolist()))
+        for s, p in zip(structures, predict(small_potential, structures))
+    ]
+    found = estimate_atomic_energies(small_potential, structures)
+    assert not found.note
+    assert found.values == pytest.approx(wanted, rel=0, abs=1e-8)
+    water = [replace(s, numbers=np.array([8, 1, 1, 8, 1, 1])) for s in structures[:4]]
+    water = [
+        replace(s, energy=p.energy + 5) for s, p in zip(water, predict(small_potential, water))
+    ]
+    found = estimate_atomic_energies(small_potential, water)
+    assert "only 1 of 2" in found.note
+    assert found.values == pytest.approx({1: 1.0, 8: 0.5}, rel=0, abs=1e-8)
+
+
+def test_unseen_elements_are_refused_or_added(tmp_path):
+    base = untrained(TINY, ["H", "C"], e0={"H": -13.6, "C": -1030.0})
+    save_model(base, tmp_path / "base.safetensors")
+    config = config_for(tmp_path, init=tmp_path / "base.safetensors", e0="auto", max_epochs=1)
+    with pytest.raises(ValueError, match=r"holds O, which .*base\.safetensors was not trained on"):
+        train(config)
+    with pytest.raises(ValueError, match=r"E0 of O cannot be kept"):
+        train(replace(config, unseen="add", e0="keep"))
+    potential = train(replace(config, unseen="add"))
+    assert potential.species == (1, 6, 8)
+    frame = ase.io.read(data_file("ethanol_train.xyz"), "0")
+    predicted = potential(from_ase(frame)).energy
+    assert abs(predicted - frame.get_potential_energy()) < 5
+
+
+def test_species_that_the_data_lacks_stay_or_go(tmp_path):
+    base = untrained(TINY, ["H", "C", "O", "Fe"], e0={"Fe": -3.0})
+    save_model(base, tmp_path / "base.safetensors")
+    config = config_for(tmp_path, init=tmp_path / "base.safetensors", max_epochs=1)
+    potential = train(config)
+    assert potential.species == (1, 6, 8, 26)
+    assert potential.e0[3] == -3.0
+    config = replace(config, keep_species=False, out=str(tmp_path / "other"))
+    assert train(config).species == (1, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trainable": "some", "init": "x"}, "trainable is 'some'; choose one of all, last"),
+        ({"trainable": "last"}, "trainable is 'last', which needs a potential to start from"),
+        ({"e0": "keep"}, "e0 is 'keep', which needs a potential"),
+        ({"unseen": "guess"}, "unseen is 'guess'; choose one of refuse, add"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        config_for(tmp_path, **options)
+
+
+def test_another_network_than_that_of_the_potential_is_refused(tmp_path, trained):
+    other = NetworkConfig(channels=5, l_max=1)
+    with pytest.raises(ValueError, match=r"leave the settings of the network away"):
+        train(config_for(tmp_path, init=trained[0], network=other))
+    with pytest.raises(ValueError, match=r"trainable is 7, but the network has 2 layers"):
+        train(config_for(tmp_path, init=trained[0], trainable=7))
