@@ -43,7 +43,7 @@ def measure(name, size, options, folder):
             row["steps_per_second"] = 1000 * row.get("steps", 1) / row["ms"]
     loop = next(r for r in rows if r["by"] == "compiled loop" and r["model"] == bench.OURS)
     for row in rows:
-        if "ms" in row:
+        if "ms" in row and "ms" in loop:
             row["ratio_to_ours"] = loop["steps_per_second"] / row["steps_per_second"]
     return rows
 
