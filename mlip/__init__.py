@@ -3,13 +3,15 @@
 The package reads downwards; a module imports only from those above it.
 
     units.py               numbers and conversions
+    files.py               files that are written whole or not at all
     runtime.py             what a process decides once: cache of compiled programs, host devices
     config.py              TOML or flags → frozen dataclasses
     data/                  host side, NumPy in float64
         structure.py       Structure: one configuration with optional labels; ASE in and out
         neighbors.py       all pairs within a cutoff, any cell
         graph.py           Graph and Labels: tables of neighbours, padding, batches; conventions
-        dataset.py         read data sets, label keys, split, energies of single atoms
+        labels.py          frames of files: label keys and units; written back
+        dataset.py         read data sets, split, energies of single atoms
     model/                 JAX, pure functions
         so3.py             spherical harmonics, coupling coefficients, symmetric products
         blocks.py          atoms a few at a time, and what crosses between them
@@ -44,7 +46,7 @@ _HOMES = {
     "Structure": "mlip.data.structure",
     "from_ase": "mlip.data.structure",
     "to_ase": "mlip.data.structure",
-    "LabelKeys": "mlip.data.dataset",
+    "LabelKeys": "mlip.data.labels",
     "read": "mlip.data.dataset",
     "NetworkConfig": "mlip.model.network",
     "Potential": "mlip.model.potential",

@@ -82,7 +82,7 @@ def train(arguments):
 
 
 def describe_evaluate(parser):
-    from mlip.data.dataset import LabelKeys
+    from mlip.data.labels import LabelKeys
 
     parser.add_argument("model", help="model.safetensors of a run")
     parser.add_argument("data", help="file or folder of frames with labels")
@@ -97,11 +97,13 @@ def describe_evaluate(parser):
 
 def evaluate(arguments):
     """Measure a potential's errors on labelled frames."""
-    from mlip.data.dataset import LabelKeys, read
+    from mlip.data.dataset import read
+    from mlip.data.labels import LabelKeys
     from mlip.deploy.fold import fold
+    from mlip.files import atomic_write
     from mlip.report import metrics_table, plot_parity, print_to_screen
     from mlip.runtime import keep_compiled_programs, use_all_cores
-    from mlip.training.checkpoint import atomic_write, load_model
+    from mlip.training.checkpoint import load_model
     from mlip.training.evaluation import metrics, parity
 
     use_all_cores()

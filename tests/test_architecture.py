@@ -18,7 +18,7 @@ DOORS = {
     "rich": {"report.py"},
     "ase": {
         "data/structure.py",
-        "data/dataset.py",
+        "data/labels.py",
         "model/radial.py",
         "simulation/calculator.py",
         "simulation/dynamics.py",

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from mlip import config as settings
-from mlip.data.dataset import LabelKeys, atomic_energies, files_of, is_isolated, read, split
+from mlip.data.dataset import atomic_energies, files_of, is_isolated, read, split
 from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
+from mlip.data.labels import LabelKeys
 from mlip.data.structure import symbol
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.potential import DTYPES, Potential
