@@ -1,4 +1,4 @@
-"""The command line: `mlip train|evaluate|info|init|selftest|quickstart`, each a call or two."""
+"""The command line: `mlip train|check|evaluate|info|…`, each command a call or two."""
 
 import argparse
 import dataclasses
@@ -79,6 +79,61 @@ def train(arguments):
     write_run_report(config.out)
     screen.line(f"the best potential is {Path(config.out) / 'model.safetensors'}")
     return 0
+
+
+def describe_check(parser):
+    from mlip.data.labels import LabelKeys
+
+    parser.add_argument("data", help="file or folder of frames")
+    parser.add_argument("--against", help="another file that must not share frames with it")
+    parser.add_argument("--fix", metavar="OUT", help="write what can be mended to this file")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="let --fix replace a file that exists"
+    )
+    parser.add_argument("--json", help="write summary and findings to this file")
+    parser.add_argument("--model", help="compare the stress with this trained potential")
+    parser.add_argument("--cutoff", type=float, help="Å; 5.0, or the model's, if not given")
+    parser.add_argument(
+        "--e0", default="auto", help='as in train: auto, fit, zero, a file, "H=-13.6, O=-2043.2"'
+    )
+    settings.add_flags(parser, LabelKeys, "keys")
+
+
+def check(arguments):
+    """Look a data set over before training on it."""
+    from mlip.data.checks.doctor import check as look
+    from mlip.data.checks.doctor import mend
+    from mlip.data.checks.findings import error_text
+    from mlip.data.labels import LabelKeys
+    from mlip.files import atomic_write, refuse_existing
+    from mlip.report import findings_table, print_to_screen, summary_table
+
+    if arguments.fix and not arguments.overwrite:
+        refuse_existing(arguments.fix, "give another name, or --overwrite")
+    keys, cutoff, predict = settings.from_flags(LabelKeys, arguments), arguments.cutoff, None
+    if arguments.model:
+        from mlip.training.checkpoint import load_model
+
+        potential = load_model(arguments.model, "float64")
+        cutoff, predict = cutoff or potential.config.cutoff, potential.predict
+    report = look(
+        arguments.data,
+        keys,
+        5.0 if cutoff is None else cutoff,
+        e0=arguments.e0,
+        against=arguments.against,
+        predict=predict,
+    )
+    if report.structures:
+        print_to_screen(summary_table(report.summary))
+    print_to_screen(findings_table(report))
+    if arguments.json:
+        with atomic_write(arguments.json) as temporary:
+            temporary.write_text(json.dumps(report.table(), indent=1) + "\n", encoding="utf-8")
+    if arguments.fix:
+        print("\n".join(mend(report, arguments.fix)))
+    elif errors := report.graded("error"):
+        raise ValueError(error_text(arguments.data, errors))
 
 
 def describe_evaluate(parser):
@@ -207,6 +262,7 @@ def quickstart(arguments):
 
 COMMANDS = {
     "train": (describe_train, train),
+    "check": (describe_check, check),
     "evaluate": (describe_evaluate, evaluate),
     "info": (describe_info, info),
     "init": (describe_init, init),

@@ -18,3 +18,13 @@ def atomic_write(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path, remedy):
+    """Refuse to replace a file.
+
+    Raises:
+      FileExistsError: there is one.
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"{path} exists already; {remedy}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mlip.data.checks.findings import GRADES, listed
 from mlip.data.structure import symbol
 from mlip.units import MEV
 
@@ -113,6 +114,60 @@ def checks_table(checks):
         table.add_column(heading, justify="left" if heading.startswith("part") else "right")
     for check in checks:
         table.add_row(check.name, str(check.n_edges), f"{check.error:.1e}", str(check.wrong))
+    return table
+
+
+def summary_table(summary):
+    """What a data set holds, as two columns."""
+    rows = {"frames": f"{summary['frames']} with {summary['atoms']} atoms"}
+    if summary["surveyed_frames"] < summary["frames"]:
+        rows["neighbours of"] = f"{summary['surveyed_frames']} frames, drawn evenly"
+    rows["elements"] = _counts(summary["elements"])
+    rows["compositions"] = _counts(summary["compositions"])
+    rows["kinds"] = _counts(summary["periodicity"])
+    rows["config_type"] = _counts(summary["groups"])
+    rows["labels"] = ", ".join(
+        f"{kind} from {label['key']} in {label['frames']}"
+        for kind, label in summary["labels"].items()
+    )
+    if summary["e0_eV"]:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in summary["e0_eV"].items())
+        rows["E0 (eV)"] = f"{values}; {summary['e0_source']}"
+    for name, key in {
+        "atoms a frame": "atoms_per_frame",
+        f"neighbours within {summary['cutoff_A']:g} Å": "neighbors",
+        "energy, eV/atom": "energy_eV_per_atom",
+        "|force|, eV/Å": "forces_eV_per_A",
+        "pressure, GPa": "pressure_GPa",
+        "volume, Å³/atom": "volume_A3_per_atom",
+    }.items():
+        if values := summary[key]:
+            low, middle, high = (values["quantiles"][q] for q in ("0.0", "0.5", "1.0"))
+            rows[name] = f"{low:.5g} to {high:.5g}, median {middle:.5g}"
+    if summary["closest_A"] is not None:
+        rows["closest atoms"] = f"{summary['closest_A']:.3f} Å"
+    return {name: text for name, text in rows.items() if text}
+
+
+def _counts(values, most=6):
+    listed = [f"{name} {count}" for name, count in list(values.items())[:most]]
+    more = len(values) - most
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
+
+
+def findings_table(report):
+    """What a check found, errors first."""
+    counts = [(grade, len(report.graded(grade))) for grade in GRADES]
+    found = ", ".join(f"{n} {grade}{'s' if n != 1 else ''}" for grade, n in counts)
+    if not report.findings:
+        return f"{report.data}: nothing found"
+    table = Table(title=f"{report.data}: {found}", show_lines=True, title_justify="left")
+    table.add_column("")
+    table.add_column("found, and what to do")
+    for finding in report.findings:
+        text = f"{finding.check}: {finding.message}."
+        text += f"\nin {listed(finding.frames)}" if finding.frames else ""
+        table.add_row(finding.grade, f"{text}\n→ {finding.remedy}")
     return table
 
 

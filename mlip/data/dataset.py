@@ -96,7 +96,7 @@ def atomic_energies(option, train, isolated, keys=LabelKeys()):
       keys: where a file of isolated atoms has its energies.
 
     Raises:
-      ValueError: an element without E0, two energies for one element, or a table that cannot be
+      Unusable: an element without E0, two energies for one element, or a table that cannot be
         read.
     """
     elements = sorted({int(z) for s in train for z in s.numbers})
@@ -113,9 +113,11 @@ def atomic_energies(option, train, isolated, keys=LabelKeys()):
         values, source = _energies_of_atoms(frames), f"isolated atoms of {Path(option).name}"
     missing = [symbol(z) for z in elements if z not in values]
     if missing:
-        raise ValueError(
+        raise Unusable(
+            "e0",
             f"E0 of {', '.join(missing)} is missing ({source} has "
-            f"{', '.join(symbol(z) for z in sorted(values)) or 'none'}); add it, or write --e0 fit"
+            f"{', '.join(symbol(z) for z in sorted(values)) or 'none'})",
+            "add it, or write --e0 fit",
         )
     return AtomicEnergies({z: values[z] for z in elements}, source)
 
@@ -124,15 +126,18 @@ def _energies_of_atoms(structures):
     values = {}
     for structure in structures:
         if len(structure) != 1 or structure.energy is None:
-            raise ValueError(
-                f"{structure.name} has {len(structure)} atoms and energy {structure.energy}; a "
-                "file for E0 holds single atoms with an energy"
+            raise Unusable(
+                "e0",
+                f"{structure.name} has {len(structure)} atoms and energy {structure.energy}",
+                "a file for E0 holds single atoms with an energy",
             )
         z = int(structure.numbers[0])
         if z in values and abs(values[z] - structure.energy) > 1e-6:
-            raise ValueError(
+            raise Unusable(
+                "e0",
                 f"{structure.name}: {symbol(z)} has two energies, {values[z]} and "
-                f"{structure.energy} eV; keep one"
+                f"{structure.energy} eV",
+                "keep one",
             )
         values[z] = structure.energy
     return values
@@ -145,9 +150,10 @@ def _energies_of_table(text):
         try:
             values[number_of(name)] = float(number)
         except ValueError:
-            raise ValueError(
-                f"E0 table entry {entry.strip()!r} is not element=energy; write for instance "
-                '"H=-13.6, O=-2043.2"'
+            raise Unusable(
+                "e0",
+                f"E0 table entry {entry.strip()!r} is not element=energy",
+                'write for instance "H=-13.6, O=-2043.2"',
             ) from None
     return values
 

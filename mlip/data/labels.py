@@ -1,7 +1,7 @@
 """Labels: where files keep energies, forces and stresses, and in which units; frames in and out."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ase
@@ -40,7 +40,7 @@ STRESS_UNITS = {
         ("Ry/Bohr^3", RYDBERG / BOHR**3),
     )
 }
-STRESS_ORDERS = {"voigt": (0, 1, 2, 3, 4, 5), "vasp": (0, 1, 2, 4, 5, 3)}
+STRESS_ORDERS = {"voigt": "xx yy zz yz xz xy", "vasp": "xx yy zz xy yz xz"}
 PATTERNS = {
     "energy": re.compile(r"(.*_)?energy", re.IGNORECASE),
     "forces": re.compile(r"(.*_)?forces?", re.IGNORECASE),
@@ -60,19 +60,28 @@ class LabelKeys:
     energy_unit: str = "eV"  # or Hartree, Ry, kcal/mol, kJ/mol
     forces_unit: str = "eV/A"  # or Hartree/Bohr, kcal/mol/A, …; a minus in front for gradients
     stress_unit: str = "eV/A^3"  # or GPa, kbar, …; with a minus in front for the pressure's sign
-    stress_order: str = "voigt"  # of six numbers: voigt xx yy zz yz xz xy, vasp xx yy zz xy yz xz
+    stress_order: str = "voigt"  # of six: voigt xx yy zz yz xz xy, vasp xx yy zz xy yz xz, or any
 
     def __post_init__(self):
         for name, known in {
             "energy_unit": ENERGY_UNITS,
             "forces_unit": FORCES_UNITS,
             "stress_unit": STRESS_UNITS,
-            "stress_order": STRESS_ORDERS,
         }.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}"
                 )
+        if sorted(self.order_of_stress()) != sorted(STRESS_ORDERS["voigt"].split()):
+            raise ValueError(
+                f"stress_order is {self.stress_order!r}; write voigt, vasp, or the six components "
+                'as they stand, such as "xx yy zz xy xz yz"'
+            )
+
+    def order_of_stress(self):
+        """The six components as they stand in the file."""
+        order = STRESS_ORDERS.get(self.stress_order, self.stress_order)
+        return order.replace(",", " ").split()
 
 
 @dataclass(frozen=True)
@@ -214,18 +223,19 @@ def structure_of(frame, chosen, keys=LabelKeys()):
                 "remove or rename one of them",
             )
         values[kind] = _numbers(frame, kind, key, value)
-    structure = from_ase(frame.atoms, frame.name)
     if "energy" in values:
         values["energy"] = _energy(frame, chosen["energy"], values["energy"], keys)
     if "forces" in values:
         values["forces"] = values["forces"] * FORCES_UNITS[keys.forces_unit]
     if "stress" in values:
-        tensor = _full_stress(frame.name, values["stress"], keys.stress_order)
+        tensor = _full_stress(frame.name, values["stress"], keys.order_of_stress())
         tensor = tensor * STRESS_UNITS[keys.stress_unit]
         if re.search("virials?$", chosen["stress"], re.IGNORECASE):
-            tensor = -tensor / structure.volume if np.isfinite(structure.volume) else None
+            volume = from_ase(frame.atoms, frame.name).volume
+            tensor = -tensor / volume if np.isfinite(volume) else None
         values["stress"] = tensor
-    return replace(structure, **values, group=str(frame.atoms.info.get("config_type", "")))
+    group = str(frame.atoms.info.get("config_type", ""))
+    return from_ase(frame.atoms, frame.name, **values, group=group)
 
 
 def _numbers(frame, kind, key, value):
@@ -252,7 +262,7 @@ def _energy(frame, key, value, keys):
 
 
 def _full_stress(name, stress, order):
-    """[3, 3] from six numbers in the order that is said, nine, or a tensor."""
+    """[3, 3] from six numbers in this order of components, nine, or a tensor."""
     if stress.size == 9:
         tensor = stress.reshape(3, 3)
         if not np.allclose(
@@ -268,8 +278,8 @@ def _full_stress(name, stress, order):
         raise Unusable(
             "wrong-shape", f"{name}: the stress has {stress.size} numbers", "give 6 or 9 of them"
         )
-    xx, yy, zz, yz, xz, xy = stress.reshape(6)[list(STRESS_ORDERS[order])]
-    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    value = dict(zip(order, stress.reshape(6)))
+    return np.array([[value["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
 
 
 def write_frames(path, frames, structures):

@@ -53,6 +53,8 @@ def complete_cell(cell, pbc):
     Shifts along those axes are always zero, so that their vectors only have to make the cell
     invertible.
     """
+    if not pbc.any():
+        return np.eye(3)
     complete = np.where(pbc[:, None], cell, 0.0)
     for axis in np.flatnonzero(~pbc):
         # The last right singular vector is orthogonal to all the rows there are.

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 
 import ase
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+
+COVALENT_RADII = covalent_radii  # Å, by atomic number; Cordero et al. 2008
 
 
 class Unusable(ValueError):
@@ -126,7 +128,7 @@ def _checked(name, field, values, dtype, shape):
 
 
 def from_ase(atoms, name="structure", **labels):
-    """Structure of an `ase.Atoms`. Labels are taken from the arguments alone."""
+    """Structure of an `ase.Atoms`. Labels and group are taken from the arguments alone."""
     return Structure(
         numbers=atoms.numbers,
         positions=atoms.positions,
