@@ -115,7 +115,8 @@ def check(arguments):
         from mlip.training.checkpoint import load_model
 
         potential = load_model(arguments.model, "float64")
-        cutoff, predict = cutoff or potential.config.cutoff, potential.predict
+        cutoff = potential.config.cutoff if cutoff is None else cutoff
+        predict = potential.predict
     report = look(
         arguments.data,
         keys,

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlip import config as settings
 from mlip.data.checks.doctor import check
-from mlip.data.checks.findings import error_text
+from mlip.data.checks.findings import counted, error_text
 from mlip.data.dataset import atomic_energies, files_of, is_isolated, read, split
 from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
 from mlip.data.labels import LabelKeys
@@ -174,7 +174,7 @@ def _read(config, valid):
         )
     remarks = [f"warning: {finding}" for finding in report.graded("warning")]
     if notes := report.graded("note"):
-        remarks.append(f"{len(notes)} notes on the data: mlip check {config.train}")
+        remarks.append(f"{counted(len(notes), 'note')} on the data: mlip check {config.train}")
     return report.structures, remarks
 
 

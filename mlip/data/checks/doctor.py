@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from mlip.data.checks import consistency, geometry, labels, scales, stress, sufficiency
-from mlip.data.checks.findings import GRADES, Finding, Report
+from mlip.data.checks.findings import GRADES, Finding, Report, counted
 from mlip.data.checks.sample import survey
 from mlip.data.checks.summary import summarize
 from mlip.data.dataset import atomic_energies, files_of, is_isolated
@@ -236,13 +236,15 @@ def mend(report, path):
     with atomic_write(path) as temporary:
         write_frames(temporary, *zip(*kept))
     unusable = {place for finding in report.graded("error") for place in finding.frames}
+    places = {_place(frame) for frame, _ in kept}
     gone = Counter(
         {
-            "repeated an earlier one and were left out": len(repeated),
-            "cannot be used and were left out": len(unusable - {_place(f) for f, _ in kept}),
-            "lost a label that cannot be used": len(unusable & {_place(f) for f, _ in kept}),
+            "left out, since they repeat an earlier one": len(repeated),
+            "left out, since they cannot be used": len(unusable - places),
+            "kept without a label that cannot be used": len(unusable & places),
         }
     )
-    lines = [f"{count} frames {what}" for what, count in gone.items() if count]
+    lines = [f"{what}: {counted(count, 'frame')}" for what, count in gone.items() if count]
     names = ", ".join(kind for kind in KINDS if any(getattr(s, kind) is not None for _, s in kept))
-    return [*lines, f"wrote {len(kept)} frames with {names or 'no labels'} in eV and Å to {path}"]
+    wrote = f"wrote {counted(len(kept), 'frame')} with {names or 'no labels'} in eV and Å to {path}"
+    return [*lines, wrote]

@@ -21,6 +21,12 @@ class Finding:
         return f"{self.check}: {self.message}{where}; {self.remedy}"
 
 
+def counted(n, noun, verb=""):
+    """Such as "1 frame repeats" and "31 frames repeat"."""
+    singular = {"are": "is", "have": "has"}.get(verb, f"{verb}s")
+    return f"{n} {noun}{'' if n == 1 else 's'}" + (verb and f" {singular if n == 1 else verb}")
+
+
 def listed(frames, most=5):
     """A text such as "train.xyz#3, #7 to #12 and 4 more" of (file, index)."""
     runs = []

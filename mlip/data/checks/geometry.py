@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mlip.data.checks.findings import counted
 from mlip.data.checks.sample import VACUUM
 from mlip.data.structure import symbol
 from mlip.units import MEV
@@ -44,8 +45,8 @@ def lonely_atoms(sample):
     if not lonely:
         return []
     text = (
-        f"{sum(lonely.values())} atoms in {len(lonely)} frames have no neighbour within "
-        f"{sample.cutoff:g} Å"
+        f"in {counted(len(lonely), 'frame')} {counted(sum(lonely.values()), 'atom', 'have')} no "
+        f"neighbour within {sample.cutoff:g} Å"
     )
     remedy = "check cell, periodic flags and the unit of the positions (Å); or raise the cutoff"
     return [sample.finding("warning", "lonely-atoms", text, remedy, lonely)]
@@ -60,12 +61,12 @@ def cells(sample):
         if not s.pbc.any() and len(s) > 1 and (gaps[i] < CONTACT).all()
     ]
     if lost:
-        text = f"{len(lost)} frames fill their cell but are not periodic"
+        text = f"{counted(len(lost), 'frame', 'fill')} their cell but are not periodic"
         remedy = 'set pbc="T T T", or remove the cell'
         found.append(sample.finding("warning", "lost-periodicity", text, remedy, lost))
     left = [i for i, s in enumerate(structures) if s.pbc.all() and np.linalg.det(s.cell) < 0]
     if left:
-        text = f"{len(left)} cells are left-handed"
+        text = f"{counted(len(left), 'cell', 'are')} left-handed"
         remedy = "nothing to do here; LAMMPS and others want two lattice vectors exchanged"
         found.append(sample.finding("note", "left-handed-cell", text, remedy, left))
     empty = np.array([(s.pbc & (g > VACUUM)) for s, g in zip(structures, gaps)])
@@ -73,7 +74,7 @@ def cells(sample):
         where = np.flatnonzero((empty.sum(axis=1) == number) & (sample.n_atoms > 1))
         if len(where):
             text = (
-                f"{len(where)} frames are {name} in periodic cells, with up to "
+                f"{counted(len(where), 'frame', 'are')} {name} in periodic cells, with up to "
                 f"{gaps[where][empty[where]].max():.0f} Å of vacuum"
             )
             remedy = "nothing to do; their stress counts the vacuum's volume"
@@ -101,17 +102,17 @@ def repeated(sample):
     if contrary:
         spread = max(abs(np.diff(energy[contrary].reshape(-1, 2))))[0]
         text = (
-            f"{len(contrary) // 2} frames stand twice with different energies, up to "
+            f"{counted(len(contrary) // 2, 'frame', 'stand')} twice with different energies, up to "
             f"{MEV * spread:.3g} meV/atom apart"
         )
         remedy = "keep the better converged of each two"
         found.append(sample.finding("warning", "contradictory-frames", text, remedy, contrary))
     if same:
-        text = f"{len(same)} frames repeat an earlier one"
+        text = f"{counted(len(same), 'frame', 'repeat')} an earlier one"
         remedy = "mlip check --fix drops them; a random validation set would share frames otherwise"
         found.append(sample.finding("warning", "duplicate-frames", text, remedy, same))
     if turned:
-        text = f"{len(turned)} frames are others turned, mirrored or renumbered"
+        text = f"{counted(len(turned), 'frame', 'are')} others turned, mirrored or renumbered"
         remedy = "they teach an equivariant network nothing new; nothing to do"
         found.append(sample.finding("note", "turned-frames", text, remedy, turned))
     return found
@@ -134,10 +135,10 @@ def leaked(sample, other, path):
     turned = [i for i in turned if sample.n_atoms[i] > 1]
     found, remedy = [], "remove them from one of the two, or errors will look smaller than they are"
     if same:
-        text = f"{len(same)} frames stand in {path} too"
+        text = f"{counted(len(same), 'frame', 'stand')} in {path} too"
         found.append(sample.finding("warning", "leaked-frames", text, remedy, same))
     if turned:
-        text = f"{len(turned)} frames stand in {path} turned, mirrored or renumbered"
+        text = f"{counted(len(turned), 'frame', 'stand')} in {path} turned, mirrored or renumbered"
         found.append(sample.finding("warning", "leaked-turned-frames", text, remedy, turned))
     return found
 
@@ -188,8 +189,8 @@ def outliers(sample):
     far = [i for group in _compositions(sample) for i in _far(energy, group)]
     if far:
         text = (
-            f"the energy of {len(far)} frames lies more than {OUTLIER:g} times the usual spread "
-            f"from that of their composition, such as {_energy_text(sample, far[0])}"
+            f"the energy of {counted(len(far), 'frame')} lies more than {OUTLIER:g} times the "
+            f"usual spread from that of the composition, such as {_energy_text(sample, far[0])}"
         )
         remedy = "look whether the calculation converged, and to the same electronic state"
         found.append(sample.finding("warning", "energy-outlier", text, remedy, far))
@@ -197,7 +198,7 @@ def outliers(sample):
     large = [i for i, force in largest.items() if force > LARGE_FORCE]
     if large:
         text = (
-            f"forces exceed {LARGE_FORCE:g} eV/Å in {len(large)} frames, up to "
+            f"forces exceed {LARGE_FORCE:g} eV/Å in {counted(len(large), 'frame')}, up to "
             f"{max(largest.values()):.3g}"
         )
         remedy = "remove failed calculations; leave the frames if strong repulsion is meant"
@@ -239,6 +240,9 @@ def _densities(sample):
         wrong += group[(ratio > DENSITY) | (ratio < 1 / DENSITY)].tolist()
     if not wrong:
         return []
-    text = f"{len(wrong)} frames have {DENSITY:g} times the usual volume of an atom, or half of it"
+    text = (
+        f"{counted(len(wrong), 'frame', 'have')} {DENSITY:g} times the usual volume of an atom, or "
+        "half of it"
+    )
     remedy = "check the unit of their cells (Å)"
     return [sample.finding("warning", "density-outlier", text, remedy, wrong)]

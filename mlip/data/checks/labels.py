@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from mlip.data.checks.findings import Finding
+from mlip.data.checks.findings import Finding, counted
 from mlip.data.dataset import fit_atomic_energies
 from mlip.data.labels import KINDS
 from mlip.data.structure import symbol
@@ -41,7 +41,7 @@ def keys(frames, chosen, wanted):
         beside = chosen.get(kind) and key in ("free_energy", "energies", "stresses")
         if beside or getattr(wanted, f"{kind}_key") == "none" or kind not in chosen:
             continue
-        text = f"{count} frames hold {key}, which is not read"
+        text = f"{counted(count, 'frame', 'hold')} {key}, which is not read"
         remedy = f"if this is the {kind}, name it with --{kind}-key {key}"
         if kind == "stress":
             remedy += ", its unit and sign with --stress-unit, its order with --stress-order"
@@ -93,12 +93,12 @@ def missing(sample, chosen):
             and (kind != "stress" or np.isfinite(s.volume))
         ]
         if having and lacking:
-            text = f"{len(lacking)} frames have no {kind}, {len(having)} have"
+            text = f"{counted(len(lacking), 'frame', 'have')} no {kind}, {len(having)} have"
             remedy = "they are trained on what they have; nothing to do if that is meant"
             found.append(sample.finding("note", "missing-label", text, remedy, lacking))
     useless = [i for i in sample.having("stress") if not np.isfinite(sample.volume[i])]
     if useless:
-        text = f"{len(useless)} frames have a stress but no volume"
+        text = f"{counted(len(useless), 'frame', 'have')} a stress but no volume"
         remedy = "their stress is not used; give slabs a third lattice vector, or leave it so"
         found.append(sample.finding("note", "stress-without-volume", text, remedy, useless))
     return found
@@ -142,7 +142,10 @@ def forces(sample):
     pushed = {i: sample.surveys[i].pushed for i in where if i in sample.surveys}
     if where and not any(f.any() for f in values.values()):
         if any(map(len, pushed.values())):
-            text, remedy = f"all forces of {len(where)} frames are zero", "name the true forces"
+            text, remedy = (
+                f"all forces of {counted(len(where), 'frame')} are zero",
+                "name the true forces",
+            )
             return [
                 sample.finding("error", "zero-forces", text, f"{remedy} with --forces-key", where)
             ]
@@ -150,8 +153,9 @@ def forces(sample):
     found = []
     fixed = [i for i, atoms in pushed.items() if len(atoms) and values[i].std() > STILL]
     if fixed:
+        n_atoms = sum(len(pushed[i]) for i in fixed)
         text = (
-            f"{sum(len(pushed[i]) for i in fixed)} atoms in {len(fixed)} frames have forces of "
+            f"in {counted(len(fixed), 'frame')} {counted(n_atoms, 'atom', 'have')} forces of "
             "exactly zero, though their surroundings are uneven"
         )
         remedy = (
@@ -163,7 +167,7 @@ def forces(sample):
     worst = [i for i in where if net[i] > NET_FORCE]
     if worst:
         text = (
-            f"the forces of {len(worst)} frames do not sum to zero: up to "
+            f"the forces of {counted(len(worst), 'frame')} do not sum to zero: up to "
             f"{MEV * max(net.values()):.0f} meV/Å an atom are left, which no potential can fit"
         )
         remedy = "converge them better, switch on grid response, or look for rows that are missing"
@@ -184,7 +188,7 @@ def _torques(sample, values):
             spinning.append(i)
     if not spinning:
         return []
-    text = f"the forces of {len(spinning)} molecules have a net torque"
+    text = f"the forces of {counted(len(spinning), 'molecule')} have a net torque"
     remedy = (
         "positions and forces stand in different orientations or orders (Gaussian's standard "
         "orientation?); take both from the same table"

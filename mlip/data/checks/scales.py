@@ -3,6 +3,7 @@
 import numpy as np
 
 from mlip.data.checks.consistency import ENOUGH_PAIRS, UNEXPLAINED
+from mlip.data.checks.findings import counted
 from mlip.data.labels import ENERGY_UNITS, FORCES_UNITS
 from mlip.units import HARTREE
 
@@ -105,7 +106,8 @@ def _evidence(as_read, fit, stiffness, total):
     found = []
     if fit.forces is not None and not 1 / FACTOR < fit.forces < FACTOR:
         found.append(
-            f"between {fit.n_pairs} pairs of close frames ΔE is {fit.forces:.3g} times −F·Δx"
+            f"between {counted(fit.n_pairs, 'pair')} of close frames ΔE is {fit.forces:.3g} times "
+            "−F·Δx"
         )
     ev_per_angstrom = FORCES_UNITS[as_read[1]]
     if stiffness is not None and not (STIFFNESS[0] < stiffness * ev_per_angstrom < STIFFNESS[1]):
@@ -132,8 +134,8 @@ def unrelated(sample, pairs, fit):
         return []
     where = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
     text = (
-        f"in {fit.n_pairs} pairs of frames {np.median(pairs.distance):.2f} Å apart the energies do "
-        f"not follow the forces: −F·Δx explains {max(fit.explained, 0):.0%} of ΔE"
+        f"in {counted(fit.n_pairs, 'pair')} of frames {np.median(pairs.distance):.2f} Å apart the "
+        f"energies do not follow the forces: −F·Δx explains {max(fit.explained, 0):.0%} of ΔE"
     )
     remedy = (
         "look whether energies and forces belong to the same frames, atoms stand in the same order "

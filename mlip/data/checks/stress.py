@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlip.data.checks.consistency import ENOUGH_PAIRS, EXPLAINED, least_deviations
+from mlip.data.checks.findings import counted
 from mlip.data.checks.sample import VACUUM
 from mlip.data.labels import STRESS_UNITS
 from mlip.units import GPA
@@ -36,7 +37,10 @@ def against_energies(sample, pairs, fit):
         return []
     strained = pairs.strain.any(axis=(1, 2))
     where = sorted(set(pairs.first[strained].tolist()))
-    text = f"between {strained.sum()} pairs of strained frames ΔE is {fit.stress:.3g} times V σ:ε"
+    text = (
+        f"between {counted(strained.sum(), 'pair')} of strained frames ΔE is {fit.stress:.3g} times "
+        "V σ:ε"
+    )
     remedy = _unit(
         fit.stress * STRESS_UNITS[sample.keys.stress_unit], np.median(sample.volume[where])
     )
@@ -119,8 +123,8 @@ def against_density(sample):
     else:
         remedy = "name its unit and sign, such as --stress-unit GPa, kbar, or --stress-unit=-kbar"
     text = (
-        f"by the stress of {len(pressure)} frames the bulk modulus is {modulus:.3g} GPa, where "
-        "matter has 0.1 to 500"
+        f"by the stress of {counted(len(pressure), 'frame')} the bulk modulus is {modulus:.3g} "
+        "GPa, where matter has 0.1 to 500"
     )
     return [sample.finding("error", "stress-sign", text, remedy)]
 
@@ -204,7 +208,7 @@ def against_model(sample, predict):
     if explained < EXPLAINED:
         text = (
             f"finite strains of the potential explain {max(explained, 0):.0%} of the stress of "
-            f"{len(where)} frames"
+            f"{counted(len(where), 'frame')}"
         )
         remedy = "train with stress, or look whether the labels belong to their frames"
         return [sample.finding("warning", "stress-of-model", text, remedy, where)]

@@ -4,6 +4,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
+from mlip.data.checks.findings import counted
 from mlip.data.checks.sample import heights
 from mlip.data.structure import symbol
 
@@ -70,8 +71,8 @@ def sizes(sample):
     if not len(where):
         return []
     text = (
-        f"{len(where)} frames have up to {sample.n_atoms.max()} atoms where nearly all others "
-        f"have {usual:.0f} or fewer: they set the memory that training needs"
+        f"{counted(len(where), 'frame', 'have')} up to {sample.n_atoms.max()} atoms where nearly "
+        f"all others have {usual:.0f} or fewer: the largest sets the memory that training needs"
     )
     remedy = "leave them out if memory or time runs short"
     return [sample.finding("warning", "large-frame", text, remedy, where)]
