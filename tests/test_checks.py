@@ -9,7 +9,9 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
+from mlip.data.checks.consistency import close_pairs, fit_work
 from mlip.data.checks.doctor import check
+from mlip.data.checks.sample import survey
 from mlip.data.labels import LabelKeys
 from mlip.data.neighbors import neighbor_list
 from mlip.data.structure import from_ase
@@ -347,7 +349,7 @@ def test_frames_that_stand_twice_are_found(tmp_path, ethanol):
 def test_wrapped_crystals_that_stand_twice_are_found(tmp_path, silicon):
     moved = silicon[3].copy()
     moved.calc = silicon[3].calc
-    moved.positions += [0.3, 0.4, 0.5]
+    moved.positions += [2.1, 1.9, 2.3]
     moved.wrap()
     found = findings(tmp_path, [*silicon, moved])
     assert new(found, "silicon") == {"duplicate-frames"}
@@ -463,6 +465,33 @@ def test_molecules_with_few_atoms_have_few_neighbours_and_that_is_right(tmp_path
 
 
 # Units and consistency.
+
+
+def test_turned_and_wrapped_frames_are_compared_all_the_same(tmp_path, ethanol, silicon):
+    rng = np.random.default_rng(2)
+    for atoms in ethanol:
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        turn *= np.sign(np.linalg.det(turn))
+        atoms.positions = atoms.positions @ turn + rng.normal(size=3)
+        label(atoms, forces=atoms.calc.results["forces"] @ turn)
+    for atoms in silicon:
+        atoms.positions += rng.normal(size=3)
+        atoms.wrap()
+    for frames in (ethanol, silicon):
+        structures = [from_ase(atoms, **results(atoms)) for atoms in frames]
+        sample = survey(structures, [("", i) for i in range(len(frames))], LabelKeys(), 5.0)
+        fit = fit_work(close_pairs(sample))
+        assert fit.n_pairs > 30
+        assert fit.forces == pytest.approx(1.0, abs=0.1)
+        assert fit.explained > 0.6
+        assert fit.stress is None or fit.stress == pytest.approx(1.0, abs=0.1)
+
+
+def results(atoms):
+    """Energy, forces and stress of a frame, for a `Structure`."""
+    found = {k: v for k, v in atoms.calc.results.items() if k in ("energy", "forces", "stress")}
+    return found | ({"stress": tensor(atoms)} if "stress" in found else {})
+
 
 UNITS = {
     ("Hartree", "Hartree/Bohr"): (HARTREE, HARTREE / BOHR),

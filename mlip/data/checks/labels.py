@@ -142,13 +142,9 @@ def forces(sample):
     pushed = {i: sample.surveys[i].pushed for i in where if i in sample.surveys}
     if where and not any(f.any() for f in values.values()):
         if any(map(len, pushed.values())):
-            text, remedy = (
-                f"all forces of {counted(len(where), 'frame')} are zero",
-                "name the true forces",
-            )
-            return [
-                sample.finding("error", "zero-forces", text, f"{remedy} with --forces-key", where)
-            ]
+            text = f"all forces of {counted(len(where), 'frame')} are zero"
+            remedy = "name the true forces with --forces-key"
+            return [sample.finding("error", "zero-forces", text, remedy, where)]
         return []
     found = []
     fixed = [i for i, atoms in pushed.items() if len(atoms) and values[i].std() > STILL]

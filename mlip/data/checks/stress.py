@@ -38,8 +38,8 @@ def against_energies(sample, pairs, fit):
     strained = pairs.strain.any(axis=(1, 2))
     where = sorted(set(pairs.first[strained].tolist()))
     text = (
-        f"between {counted(strained.sum(), 'pair')} of strained frames ΔE is {fit.stress:.3g} times "
-        "V σ:ε"
+        f"between {counted(strained.sum(), 'pair')} of strained frames ΔE is {fit.stress:.3g} "
+        "times V σ:ε"
     )
     remedy = _unit(
         fit.stress * STRESS_UNITS[sample.keys.stress_unit], np.median(sample.volume[where])
