@@ -3,16 +3,32 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import json
 import sys
 from pathlib import Path
 
 from mlip import config as settings
 
+FULL = "free some space, or write to another disk"
+FORBIDDEN = "choose a place where you may write, and files that you may read"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EACCES: FORBIDDEN,
+    errno.EPERM: FORBIDDEN,
+    errno.EROFS: FORBIDDEN,
+    errno.EISDIR: "give a file instead of a folder",
+    errno.ENOTDIR: "a part of the path is a file; give another",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
 
 def main(arguments=None):
     """Run one command; returns the exit status, 2 for input that cannot be used."""
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(next((word for word in arguments if word in COMMANDS), None))
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(_unknown(unknown[0], known.parser))
@@ -21,13 +37,29 @@ def main(arguments=None):
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         if known.debug:
             raise
-        print(f"mlip {known.command}: {error}", file=sys.stderr)
+        print(f"mlip {known.command}: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def build_parser():
+def _message(error):
+    """What an error says; of those of the system and of memory, with the remedy."""
+    if isinstance(error, OSError) and error.strerror:
+        remedy = REMEDIES.get(error.errno, "check the path")
+        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+    if isinstance(error, MemoryError) and ";" not in str(error):
+        return f"the memory does not suffice ({error}); take smaller batches, systems or networks"
+    return error
+
+
+def build_parser(only=None):
+    """The parser of all commands.
+
+    Args:
+      only: the command that is given its flags, since their definitions take seconds to import;
+        all of them if None.
+    """
     parser = argparse.ArgumentParser(
         prog="mlip", description="Equivariant interatomic potentials in JAX", allow_abbrev=False
     )
@@ -35,7 +67,8 @@ def build_parser():
     for name, (describe, run) in COMMANDS.items():
         text = run.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        describe(command)
+        if only in (None, name):
+            describe(command)
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         command.set_defaults(run=run, parser=command)
     return parser

@@ -4,9 +4,7 @@ import json
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -221,7 +219,7 @@ def plot_parity(found, folder):
             reference, predicted = reference - offset, predicted - offset
             title = "Energy above the mean"
         error = MEV * (predicted - reference)
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        figure = _figure(figsize=(8, 3.6))
         left, right = figure.subplots(1, 2)
         ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
         left.plot(ends, ends, color="0.6", lw=1, zorder=0)
@@ -247,7 +245,7 @@ def plot_learning_curve(rows, path):
         "stress_rmse_mev_per_A3": "stress RMSE (meV/Å³)",
     }
     keys = {k: v for k, v in keys.items() if rows and rows[-1][f"valid_{k}"] is not None}
-    figure = Figure(figsize=(4.2 * len(keys), 3.4), layout="constrained")
+    figure = _figure(figsize=(4.2 * len(keys), 3.4))
     minutes = [row["seconds"] / 60 for row in rows]
     for panel, (key, label) in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys.items()):
         for part, color in (("train", "0.6"), ("valid", "#1b6ca8")):
@@ -265,7 +263,15 @@ def write_run_report(folder):
     plot_learning_curve([json.loads(line) for line in lines], Path(folder) / "learning_curve.png")
 
 
+def _figure(figsize):
+    from matplotlib.figure import Figure  # here, since commands without plots are quicker so
+
+    return Figure(figsize=figsize, layout="constrained")
+
+
 def _save(figure, path):
+    import matplotlib
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"font.size": 9}):
         figure.savefig(path, dpi=150)

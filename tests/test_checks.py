@@ -160,8 +160,13 @@ def test_a_frame_that_cannot_be_used_is_an_error_with_its_index(tmp_path, silico
     assert {f.grade for r, f in found.items() if r != rule} <= {"note"}
 
 
-def test_a_cutoff_with_too_many_neighbours_is_an_error(tmp_path, silicon):
-    assert findings(tmp_path, silicon[:2], cutoff=600.0)["too-many-neighbours"].grade == "error"
+def test_a_cell_with_too_many_neighbours_is_an_error(tmp_path, silicon):
+    silicon[2].set_cell(0.01 * silicon[2].cell, scale_atoms=True)
+    found = findings(tmp_path, silicon[:5], cutoff=20.0)["too-many-neighbours"]
+    assert found.grade == "error"
+    assert [index for _, index in found.frames] == [2]
+    with pytest.raises(ValueError, match="cutoff is 25.0 Å; it must be positive and at most 20 Å"):
+        check(data_file("silicon_test.xyz"), cutoff=25.0)
 
 
 def test_keys_that_look_like_labels_but_are_not_read_are_named(tmp_path, silicon):

@@ -1,6 +1,5 @@
 """check(): all that is wrong or suspicious in a data set, and mend(): what can be put right."""
 
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mlip.data.labels import (
 from mlip.data.structure import Unusable
 from mlip.files import atomic_write
 
+LONGEST_CUTOFF = 20.0  # Å, that of the network
 # Frames that these refuse are left out by `mend`; whatever else is an error it cannot put right.
 MENDABLE = {
     "asymmetric-stress",
@@ -50,10 +50,12 @@ def check(path, keys=LabelKeys(), cutoff=5.0, e0="auto", against=None, predict=N
 
     Raises:
       FileNotFoundError: no such file or folder.
-      ValueError: a cutoff that is not positive.
+      ValueError: a cutoff that is not positive or too long.
     """
-    if not (math.isfinite(cutoff) and cutoff > 0):
-        raise ValueError(f"cutoff is {cutoff} Å; it must be positive")
+    if not 0 < cutoff <= LONGEST_CUTOFF:
+        raise ValueError(
+            f"cutoff is {cutoff} Å; it must be positive and at most {LONGEST_CUTOFF:g} Å"
+        )
     frames, found = _open(Path(path))
     chosen, more = _choose(path, keys, frames)
     found += more
