@@ -3,13 +3,26 @@
 The package reads downwards; a module imports only from those above it.
 
     units.py               numbers and conversions
+    files.py               files that are written whole or not at all
     runtime.py             what a process decides once: program cache, host devices, signals
     config.py              TOML or flags → frozen dataclasses
     data/                  host side, NumPy in float64
         structure.py       Structure: one configuration with optional labels; ASE in and out
         neighbors.py       all pairs within a cutoff, any cell
         graph.py           Graph and Labels: tables of neighbours, padding, batches; conventions
-        dataset.py         read data sets, label keys, split, energies of single atoms
+        labels.py          frames of files: label keys and units; written back
+        dataset.py         read data sets, split, energies of single atoms
+        checks/            the doctor: what is wrong or suspicious in a data set
+            findings.py    a finding, and the report of them
+            sample.py      a data set as arrays: one pass over its neighbours
+            labels.py      labels by themselves: found, precise, of one reference
+            geometry.py    distances, cells, frames that stand twice, outliers
+            sufficiency.py what is rare, missing or too large
+            consistency.py energies against the work of forces and stress
+            scales.py      units of energies and forces
+            stress.py      sign, unit, order and orientation of the stress
+            summary.py     what is in the set, in numbers
+            doctor.py      check() and mend()
     model/                 JAX, pure functions
         so3.py             spherical harmonics, coupling coefficients, symmetric products
         blocks.py          atoms a few at a time, and what crosses between them
@@ -62,8 +75,9 @@ _HOMES = {
     "Structure": "mlip.data.structure",
     "from_ase": "mlip.data.structure",
     "to_ase": "mlip.data.structure",
-    "LabelKeys": "mlip.data.dataset",
+    "LabelKeys": "mlip.data.labels",
     "read": "mlip.data.dataset",
+    "check": "mlip.data.checks.doctor",
     "NetworkConfig": "mlip.model.network",
     "Potential": "mlip.model.potential",
     "Prediction": "mlip.model.potential",

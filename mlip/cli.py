@@ -1,18 +1,34 @@
-"""The command line: `mlip train|evaluate|md|relax|…`, each a call or two."""
+"""The command line: `mlip train|check|evaluate|md|relax|…`, each command a call or two."""
 
 import argparse
 import dataclasses
 import difflib
+import errno
 import json
 import sys
 from pathlib import Path
 
 from mlip import config as settings
 
+FULL = "free some space, or write to another disk"
+FORBIDDEN = "choose a place where you may write, and files that you may read"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EACCES: FORBIDDEN,
+    errno.EPERM: FORBIDDEN,
+    errno.EROFS: FORBIDDEN,
+    errno.EISDIR: "give a file instead of a folder",
+    errno.ENOTDIR: "a part of the path is a file; give another",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
 
 def main(arguments=None):
     """Run one command; returns the exit status, 2 for input that cannot be used."""
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(next((word for word in arguments if word in COMMANDS), None))
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(_unknown(unknown[0], known.parser))
@@ -21,13 +37,29 @@ def main(arguments=None):
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         if known.debug:
             raise
-        print(f"mlip {known.command}: {error}", file=sys.stderr)
+        print(f"mlip {known.command}: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def build_parser():
+def _message(error):
+    """What an error says; of those of the system and of memory, with the remedy."""
+    if isinstance(error, OSError) and error.strerror:
+        remedy = REMEDIES.get(error.errno, "check the path")
+        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+    if isinstance(error, MemoryError) and ";" not in str(error):
+        return f"the memory does not suffice ({error}); take smaller batches, systems or networks"
+    return error
+
+
+def build_parser(only=None):
+    """The parser of all commands.
+
+    Args:
+      only: the command that is given its flags, since their definitions take seconds to import;
+        all of them if None.
+    """
     parser = argparse.ArgumentParser(
         prog="mlip", description="Equivariant interatomic potentials in JAX", allow_abbrev=False
     )
@@ -35,7 +67,8 @@ def build_parser():
     for name, (describe, run) in COMMANDS.items():
         text = run.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        describe(command)
+        if only in (None, name):
+            describe(command)
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         command.set_defaults(run=run, parser=command)
     return parser
@@ -81,8 +114,64 @@ def train(arguments):
     return 0
 
 
+def describe_check(parser):
+    from mlip.data.labels import LabelKeys
+
+    parser.add_argument("data", help="file or folder of frames")
+    parser.add_argument("--against", help="another file that must not share frames with it")
+    parser.add_argument("--fix", metavar="OUT", help="write what can be mended to this file")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="let --fix replace a file that exists"
+    )
+    parser.add_argument("--json", help="write summary and findings to this file")
+    parser.add_argument("--model", help="compare the stress with this trained potential")
+    parser.add_argument("--cutoff", type=float, help="Å; 5.0, or the model's, if not given")
+    parser.add_argument(
+        "--e0", default="auto", help='as in train: auto, fit, zero, a file, "H=-13.6, O=-2043.2"'
+    )
+    settings.add_flags(parser, LabelKeys, "keys")
+
+
+def check(arguments):
+    """Look a data set over before training on it."""
+    from mlip.data.checks.doctor import check as look
+    from mlip.data.checks.doctor import mend
+    from mlip.data.checks.findings import error_text
+    from mlip.data.labels import LabelKeys
+    from mlip.files import atomic_write, refuse_existing
+    from mlip.report import findings_table, print_to_screen, summary_table
+
+    if arguments.fix and not arguments.overwrite:
+        refuse_existing(arguments.fix, "give another name, or --overwrite")
+    keys, cutoff, predict = settings.from_flags(LabelKeys, arguments), arguments.cutoff, None
+    if arguments.model:
+        from mlip.training.checkpoint import load_model
+
+        potential = load_model(arguments.model, "float64")
+        cutoff = potential.config.cutoff if cutoff is None else cutoff
+        predict = potential.predict
+    report = look(
+        arguments.data,
+        keys,
+        5.0 if cutoff is None else cutoff,
+        e0=arguments.e0,
+        against=arguments.against,
+        predict=predict,
+    )
+    if report.structures:
+        print_to_screen(summary_table(report.summary))
+    print_to_screen(findings_table(report))
+    if arguments.json:
+        with atomic_write(arguments.json) as temporary:
+            temporary.write_text(json.dumps(report.table(), indent=1) + "\n", encoding="utf-8")
+    if arguments.fix:
+        print("\n".join(mend(report, arguments.fix)))
+    elif errors := report.graded("error"):
+        raise ValueError(error_text(arguments.data, errors))
+
+
 def describe_evaluate(parser):
-    from mlip.data.dataset import LabelKeys
+    from mlip.data.labels import LabelKeys
 
     parser.add_argument("model", help="model.safetensors of a run")
     parser.add_argument("data", help="file or folder of frames with labels")
@@ -97,11 +186,13 @@ def describe_evaluate(parser):
 
 def evaluate(arguments):
     """Measure a potential's errors on labelled frames."""
-    from mlip.data.dataset import LabelKeys, read
+    from mlip.data.dataset import read
+    from mlip.data.labels import LabelKeys
     from mlip.deploy.fold import fold
+    from mlip.files import atomic_write
     from mlip.report import metrics_table, plot_parity, print_to_screen
     from mlip.runtime import keep_compiled_programs, use_all_cores
-    from mlip.training.checkpoint import atomic_write, load_model
+    from mlip.training.checkpoint import load_model
     from mlip.training.evaluation import metrics, parity
 
     use_all_cores()
@@ -347,6 +438,7 @@ def quickstart(arguments):
 
 COMMANDS = {
     "train": (describe_train, train),
+    "check": (describe_check, check),
     "evaluate": (describe_evaluate, evaluate),
     "md": (describe_md, md),
     "relax": (describe_relax, relax),

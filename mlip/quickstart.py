@@ -12,6 +12,7 @@ from ase.md.verlet import VelocityVerlet
 
 from mlip.data.dataset import read
 from mlip.data.structure import to_ase
+from mlip.files import atomic_write
 from mlip.model.network import NetworkConfig
 from mlip.report import (
     Screen,
@@ -21,7 +22,6 @@ from mlip.report import (
     write_run_report,
 )
 from mlip.simulation.calculator import Calculator
-from mlip.training.checkpoint import atomic_write
 from mlip.training.evaluation import metrics, parity
 from mlip.training.loop import train
 from mlip.training.setup import TrainConfig

@@ -5,13 +5,12 @@ import math
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mlip.data.checks.findings import GRADES, listed
 from mlip.data.structure import symbol
 from mlip.simulation.trajectory import COLUMNS
 from mlip.units import MEV
@@ -247,6 +246,60 @@ def checks_table(checks):
     return table
 
 
+def summary_table(summary):
+    """What a data set holds, as two columns."""
+    rows = {"frames": f"{summary['frames']} with {summary['atoms']} atoms"}
+    if summary["surveyed_frames"] < summary["frames"]:
+        rows["neighbours of"] = f"{summary['surveyed_frames']} frames, drawn evenly"
+    rows["elements"] = _counts(summary["elements"])
+    rows["compositions"] = _counts(summary["compositions"])
+    rows["kinds"] = _counts(summary["periodicity"])
+    rows["config_type"] = _counts(summary["groups"])
+    rows["labels"] = ", ".join(
+        f"{kind} from {label['key']} in {label['frames']}"
+        for kind, label in summary["labels"].items()
+    )
+    if summary["e0_eV"]:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in summary["e0_eV"].items())
+        rows["E0 (eV)"] = f"{values}; {summary['e0_source']}"
+    for name, key in {
+        "atoms a frame": "atoms_per_frame",
+        f"neighbours within {summary['cutoff_A']:g} Å": "neighbors",
+        "energy, eV/atom": "energy_eV_per_atom",
+        "|force|, eV/Å": "forces_eV_per_A",
+        "pressure, GPa": "pressure_GPa",
+        "volume, Å³/atom": "volume_A3_per_atom",
+    }.items():
+        if values := summary[key]:
+            low, middle, high = (values["quantiles"][q] for q in ("0.0", "0.5", "1.0"))
+            rows[name] = f"{low:.5g} to {high:.5g}, median {middle:.5g}"
+    if summary["closest_A"] is not None:
+        rows["closest atoms"] = f"{summary['closest_A']:.3f} Å"
+    return {name: text for name, text in rows.items() if text}
+
+
+def _counts(values, most=6):
+    listed = [f"{name} {count}" for name, count in list(values.items())[:most]]
+    more = len(values) - most
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
+
+
+def findings_table(report):
+    """What a check found, errors first."""
+    counts = [(grade, len(report.graded(grade))) for grade in GRADES]
+    found = ", ".join(f"{n} {grade}{'s' if n != 1 else ''}" for grade, n in counts)
+    if not report.findings:
+        return f"{report.data}: nothing found"
+    table = Table(title=f"{report.data}: {found}", show_lines=True, title_justify="left")
+    table.add_column("")
+    table.add_column("found, and what to do")
+    for finding in report.findings:
+        text = f"{finding.check}: {finding.message}."
+        text += f"\nin {listed(finding.frames)}" if finding.frames else ""
+        table.add_row(finding.grade, f"{text}\n→ {finding.remedy}")
+    return table
+
+
 def card(potential):
     """What a model is, as a flat dictionary for the terminal and JSON."""
     names = [symbol(z) for z in potential.species]
@@ -300,7 +353,7 @@ def plot_parity(found, folder):
             reference, predicted = reference - offset, predicted - offset
             title = "Energy above the mean"
         error = MEV * (predicted - reference)
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        figure = _figure(figsize=(8, 3.6))
         left, right = figure.subplots(1, 2)
         ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
         left.plot(ends, ends, color="0.6", lw=1, zorder=0)
@@ -326,7 +379,7 @@ def plot_learning_curve(rows, path):
         "stress_rmse_mev_per_A3": "stress RMSE (meV/Å³)",
     }
     keys = {k: v for k, v in keys.items() if rows and rows[-1][f"valid_{k}"] is not None}
-    figure = Figure(figsize=(4.2 * len(keys), 3.4), layout="constrained")
+    figure = _figure(figsize=(4.2 * len(keys), 3.4))
     minutes = [row["seconds"] / 60 for row in rows]
     for panel, (key, label) in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys.items()):
         for part, color in (("train", "0.6"), ("valid", "#1b6ca8")):
@@ -344,7 +397,15 @@ def write_run_report(folder):
     plot_learning_curve([json.loads(line) for line in lines], Path(folder) / "learning_curve.png")
 
 
+def _figure(figsize):
+    from matplotlib.figure import Figure  # here, since commands without plots are quicker so
+
+    return Figure(figsize=figsize, layout="constrained")
+
+
 def _save(figure, path):
+    import matplotlib
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"font.size": 9}):
         figure.savefig(path, dpi=150)

@@ -20,8 +20,7 @@ DOORS = {
     "mace": {"deploy/mace.py"},
     "ase": {
         "data/structure.py",
-        "data/dataset.py",
-        "model/radial.py",
+        "data/labels.py",
         "simulation/calculator.py",
         "simulation/setup.py",
         "simulation/trajectory.py",
@@ -38,12 +37,14 @@ FORBIDDEN = ("pickle", "cloudpickle", "dill", "joblib")
 
 def reading_order():
     """Files in the order of the map in the package's docstring."""
-    order, folder = [], ""
+    order, folders = [], []
     for line in mlip.__doc__.splitlines():
-        if found := re.match(r"^    (\w+)/", line):
-            folder = found[1] + "/"
-        elif found := re.match(r"^    (    )?(\w+\.py) ", line):
-            order.append((folder if found[1] else "") + found[2])
+        if found := re.match(r"^((?:    )+)(\w+)(/|\.py)( |$)", line):
+            del folders[len(found[1]) // 4 - 1 :]
+            if found[3] == "/":
+                folders.append(found[2] + "/")
+            else:
+                order.append("".join(folders) + found[2] + ".py")
     return order
 
 

@@ -8,7 +8,8 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from mlip.data.dataset import LabelKeys, atomic_energies, fit_atomic_energies, read, split
+from mlip.data.dataset import atomic_energies, fit_atomic_energies, read, split
+from mlip.data.labels import LabelKeys
 from mlip.data.structure import Structure, number_of
 from mlip.quickstart import data_file
 from mlip.units import GPA, KBAR
@@ -114,6 +115,40 @@ def test_stress_units_and_signs(tmp_path, unit, factor):
     atoms.info["my_stress"] = STRESS
     (structure,) = read(write(tmp_path, atoms), LabelKeys(stress_unit=unit))
     np.testing.assert_allclose(structure.stress, factor * STRESS)
+
+
+def test_energies_and_forces_in_other_units(tmp_path):
+    path = write(tmp_path, hydrogen(energy=-1.0, forces=FORCES))
+    (structure,) = read(path, LabelKeys(energy_unit="Hartree", forces_unit="-Hartree/Bohr"))
+    assert structure.energy == pytest.approx(-27.211386, abs=1e-6)
+    np.testing.assert_allclose(structure.forces, -51.422067 * FORCES, rtol=1e-7, atol=0)
+    (structure,) = read(path, LabelKeys(energy_unit="kcal/mol", forces_unit="kcal/mol/A"))
+    assert structure.energy == pytest.approx(-0.04336410, abs=1e-8)
+    with pytest.raises(ValueError, match="forces_unit is 'mN'; choose one of eV/A, "):
+        LabelKeys(forces_unit="mN")
+
+
+def test_vasps_order_of_the_shear_components(tmp_path):
+    atoms = hydrogen(energy=0.0, forces=FORCES)
+    atoms.info["my_stress"] = STRESS[[0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0]]
+    (structure,) = read(write(tmp_path, atoms), LabelKeys(stress_order="vasp"))
+    np.testing.assert_allclose(structure.stress, STRESS)
+
+
+def test_labels_that_are_no_numbers_are_refused(tmp_path):
+    atoms = hydrogen(forces=FORCES)
+    atoms.info["energy"] = "unconverged"
+    with pytest.raises(ValueError, match="energy under 'energy' are 'unconverged', which are no"):
+        read(write(tmp_path, atoms))
+
+
+def test_two_different_values_under_one_key_are_refused(tmp_path):
+    atoms = hydrogen(energy=-6.5, forces=FORCES)
+    atoms.info["energy"] = -7.5
+    path = write(tmp_path, atoms, "data.traj")
+    with pytest.raises(ValueError, match=r"data.traj#0 holds two different values named 'energy'"):
+        read(path)
+    assert read(path, LabelKeys(energy_key="none"))[0].energy is None
 
 
 def test_virials_become_stress(tmp_path):

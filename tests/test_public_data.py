@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mlip.data.dataset import LabelKeys, read
+from mlip.data.dataset import read
+from mlip.data.labels import LabelKeys
 from mlip.model.network import NetworkConfig
 from mlip.training.loop import error_sums, train, train_step
 from mlip.training.setup import TrainConfig

@@ -1,7 +1,8 @@
 """All pairs of atoms within a cutoff: any cell, any mix of periodic axes, atoms anywhere."""
 
 import numpy as np
-import vesin
+
+from mlip.data.structure import Unusable
 
 CLOSEST = 1e-3  # Å: below this two atoms count as one
 MOST_EDGES = 10**8
@@ -20,8 +21,10 @@ def neighbor_list(structure, cutoff):
         shorter than the cutoff. No atom is its own neighbour except through a shift.
 
     Raises:
-      ValueError: two atoms coincide, or there would be more than 10⁸ pairs.
+      Unusable: two atoms coincide, or there would be more than 10⁸ pairs.
     """
+    import vesin  # here, since it imports torch where that is installed, which takes seconds
+
     positions, pbc = structure.positions, structure.pbc
     cell = complete_cell(structure.cell, pbc)
     _refuse_too_many(structure, cell, cutoff)
@@ -33,9 +36,11 @@ def neighbor_list(structure, cutoff):
     )
     if len(distance) and distance.min() < CLOSEST:
         edge = distance.argmin()
-        raise ValueError(
+        raise Unusable(
+            "coincident-atoms",
             f"{structure.name}: atoms {receivers[edge]} and {senders[edge]} are "
-            f"{distance[edge]:.2g} Å apart; remove one of them or correct the cell"
+            f"{distance[edge]:.2g} Å apart",
+            "remove one of them or correct the cell",
         )
     shifts = shifts.astype(int)
     order = np.lexsort((*shifts.T[::-1], senders, receivers))
@@ -48,6 +53,8 @@ def complete_cell(cell, pbc):
     Shifts along those axes are always zero, so that their vectors only have to make the cell
     invertible.
     """
+    if not pbc.any():
+        return np.eye(3)
     complete = np.where(pbc[:, None], cell, 0.0)
     for axis in np.flatnonzero(~pbc):
         # The last right singular vector is orthogonal to all the rows there are.
@@ -67,7 +74,9 @@ def _refuse_too_many(structure, cell, cutoff):
     else:
         return
     if expected > MOST_EDGES:
-        raise ValueError(
+        raise Unusable(
+            "too-many-neighbours",
             f"{structure.name}: a cutoff of {cutoff} Å would make about {expected:.1e} pairs, more "
-            f"than {MOST_EDGES:.0e}; check the cell and the cutoff"
+            f"than {MOST_EDGES:.0e}",
+            "check the cell and the cutoff",
         )

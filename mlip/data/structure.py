@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 
 import ase
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols, covalent_radii
+
+COVALENT_RADII = covalent_radii  # Å, by atomic number; Cordero et al. 2008
+
+
+class Unusable(ValueError):
+    """Data that cannot be used: the broken rule in a word, the problem, and the remedy."""
+
+    def __init__(self, rule, problem, remedy):
+        super().__init__(f"{problem}; {remedy}")
+        self.rule, self.problem, self.remedy = rule, problem, remedy
 
 
 @dataclass(frozen=True)
@@ -12,7 +22,7 @@ class Structure:
     """Atoms in a cell that may be periodic; checked when made, in float64.
 
     Raises:
-      ValueError: an array of the wrong shape, a number that is not finite, an element outside
+      Unusable: an array of the wrong shape, a number that is not finite, an element outside
         H … Og, no atom, or a periodic axis without a lattice vector.
     """
 
@@ -38,49 +48,41 @@ class Structure:
         if self.stress is not None:
             convert["stress"] = (float, (3, 3))
         for field, (dtype, shape) in convert.items():
-            try:
-                array = np.array(getattr(self, field), dtype=dtype)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{self.name}: {field} are not numbers ({error})") from None
-            if array.ndim != len(shape) or any(
-                s not in (-1, a) for s, a in zip(shape, array.shape)
-            ):
-                raise ValueError(
-                    f"{self.name}: {field} have shape {array.shape}; expected "
-                    f"{str(shape).replace('-1', 'n_atoms')}"
-                )
-            if dtype is float and not np.isfinite(array).all():
-                bad = np.argwhere(~np.isfinite(array))[0]
-                raise ValueError(
-                    f"{self.name}: {field} hold {array[tuple(bad)]} at {tuple(bad.tolist())}; "
-                    "remove the frame or mend its source"
-                )
-            array.setflags(write=False)
+            array = _checked(self.name, field, getattr(self, field), dtype, shape)
             object.__setattr__(self, field, array)
+        self._check_atoms()
+        if self.energy is not None and not np.isfinite(self.energy):
+            raise Unusable(
+                "not-finite", f"{self.name}: the energy is {self.energy}", "remove the frame"
+            )
+        periodic = self.cell[self.pbc]
+        lengths = np.linalg.norm(periodic, axis=1)
+        area = np.sqrt(max(np.linalg.det(periodic @ periodic.T), 0.0))
+        if len(periodic) and area < 1e-6 * max(lengths.prod(), 1.0):
+            raise Unusable(
+                "no-cell",
+                f"{self.name}: the periodic lattice vectors {periodic.tolist()} are zero or "
+                "linearly dependent",
+                "correct the cell or the periodic flags",
+            )
+
+    def _check_atoms(self):
         if len(self.numbers) == 0:
-            raise ValueError(f"{self.name}: there are no atoms; remove the frame")
+            raise Unusable("no-atoms", f"{self.name}: there are no atoms", "remove the frame")
         if len(self.numbers) != len(self.positions):
-            raise ValueError(
+            raise Unusable(
+                "wrong-shape",
                 f"{self.name}: {len(self.numbers)} atomic numbers but "
-                f"{len(self.positions)} positions"
+                f"{len(self.positions)} positions",
+                "give as many of one as of the other",
             )
         wrong = self.numbers[(self.numbers < 1) | (self.numbers >= len(chemical_symbols))]
         if len(wrong):
-            raise ValueError(
-                f"{self.name}: atomic number {wrong[0]} is no element; it must lie between 1 and "
-                f"{len(chemical_symbols) - 1}"
+            raise Unusable(
+                "unknown-element",
+                f"{self.name}: atomic number {wrong[0]} is no element",
+                f"it must lie between 1 and {len(chemical_symbols) - 1}; correct its symbol",
             )
-        if self.energy is not None and not np.isfinite(self.energy):
-            raise ValueError(f"{self.name}: the energy is {self.energy}; remove the frame")
-        periodic = self.cell[self.pbc]
-        if len(periodic):
-            lengths = np.linalg.norm(periodic, axis=1)
-            area = np.sqrt(max(np.linalg.det(periodic @ periodic.T), 0.0))
-            if area < 1e-6 * max(lengths.prod(), 1.0):
-                raise ValueError(
-                    f"{self.name}: the periodic lattice vectors {periodic.tolist()} are zero or "
-                    "linearly dependent; correct the cell or the periodic flags"
-                )
 
     def __len__(self):
         return len(self.numbers)
@@ -99,8 +101,34 @@ class Structure:
         return replace(self, energy=None, forces=None, stress=None)
 
 
+def _checked(name, field, values, dtype, shape):
+    """Values as an array that cannot be changed, of this type and shape (-1 for any length)."""
+    try:
+        array = np.array(values, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise Unusable(
+            "not-numbers", f"{name}: {field} are not numbers ({error})", "correct the frame"
+        ) from None
+    if array.ndim != len(shape) or any(s not in (-1, a) for s, a in zip(shape, array.shape)):
+        raise Unusable(
+            "wrong-shape",
+            f"{name}: {field} have shape {array.shape}; expected "
+            f"{str(shape).replace('-1', 'n_atoms')}",
+            "correct the frame or remove it",
+        )
+    if dtype is float and not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))[0]
+        raise Unusable(
+            "not-finite",
+            f"{name}: {field} hold {array[tuple(bad)]} at {tuple(bad.tolist())}",
+            "remove the frame or mend its source",
+        )
+    array.setflags(write=False)
+    return array
+
+
 def from_ase(atoms, name="structure", **labels):
-    """Structure of an `ase.Atoms`. Labels are taken from the arguments alone."""
+    """Structure of an `ase.Atoms`. Labels and group are taken from the arguments alone."""
     return Structure(
         numbers=atoms.numbers,
         positions=atoms.positions,

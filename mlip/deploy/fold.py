@@ -6,13 +6,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from mlip.data.structure import number_of, symbol
+from mlip.data.structure import COVALENT_RADII, number_of, symbol
 from mlip.deploy.folded import FoldedNetwork
 from mlip.deploy.spread import devices_for, evaluate_spread
 from mlip.deploy.tables import edge_density, few_functions, fit, radial_functions
 from mlip.model.network import paths
 from mlip.model.potential import Potential
-from mlip.model.radial import covalent_radii
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _sums(potential, layer, kept, features, old):
     config, channels = potential.config, potential.config.channels
     routes = paths(0 if layer == 0 else config.hidden_l, config.l_max)
     divisor = 1.0 if config.has_density(layer) else potential.average_neighbors
-    radii = covalent_radii[[potential.species[index] for index in kept]]
+    radii = COVALENT_RADII[[potential.species[index] for index in kept]]
     n_parts = [sum(route[2] == l for route in routes) for l in range(config.l_max + 1)]
     mix = [old[f"mix_{layer}_{l}"] / math.sqrt(n * channels) for l, n in enumerate(n_parts)]
     select = None

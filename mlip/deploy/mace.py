@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlip.data.structure import COVALENT_RADII
 from mlip.deploy.mace_weights import (
     INTERACTIONS,
     array,
@@ -29,7 +30,6 @@ from mlip.model.radial import (
     SOFT_STEEPNESS,
     ZBL_EXPONENT,
     ZBL_WEIGHTS,
-    covalent_radii,
 )
 
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
@@ -246,7 +246,7 @@ def _radial_settings(model):
     name = "none"
     if transform is not None:
         name = TRANSFORMS[require_type(transform, "distance transform", *TRANSFORMS)]
-        _require_constants("covalent_radii", transform.covalent_radii, covalent_radii)
+        _require_constants("covalent_radii", transform.covalent_radii, COVALENT_RADII)
         constants = {"a": AGNESI_A, "p": AGNESI_P, "q": AGNESI_Q}
         for key, value in (constants if name == "agnesi" else {"alpha": SOFT_STEEPNESS}).items():
             _require_constants(key, getattr(transform, key), value)
@@ -275,6 +275,6 @@ def _zbl_settings(model):
     _require_constants("c", repulsion.c, ZBL_WEIGHTS)
     _require_constants("a_exp", repulsion.a_exp, ZBL_EXPONENT)
     _require_constants("a_prefactor", repulsion.a_prefactor, 0.4543)
-    _require_constants("covalent_radii", repulsion.covalent_radii, covalent_radii)
+    _require_constants("covalent_radii", repulsion.covalent_radii, COVALENT_RADII)
     scaled = type(model).__name__ == "ScaleShiftMACE"
     return {"zbl": True, "zbl_order": int(repulsion.p), "zbl_scaled": scaled}

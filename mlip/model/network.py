@@ -100,9 +100,9 @@ class NetworkConfig:
             raise ValueError(
                 f"cutoff is {self.cutoff} Å; it must be positive and at most 20 Å (5 Å is usual)"
             )
-        if not self.radial_widths or min(self.radial_widths) < 1:
+        if not self.radial_widths or not all(1 <= w <= 4096 for w in self.radial_widths):
             raise ValueError(
-                f"radial_widths is {self.radial_widths}; give one or more positive widths"
+                f"radial_widths is {self.radial_widths}; give one or more widths between 1 and 4096"
             )
 
     def is_residual(self, layer):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
-from mlip.data.structure import Structure, number_of, symbol
+from mlip.data.structure import COVALENT_RADII, Structure, number_of, symbol
 from mlip.model.blocks import block_size, collect_slots, from_all_devices
 from mlip.model.memory import free_bytes, peak_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
-from mlip.model.radial import covalent_radii, zbl_energy
+from mlip.model.radial import zbl_energy
 
 DTYPES = ("float32", "float64")
 MOST_SLOTS = 200_000  # neighbour slots in one batch of predictions
@@ -44,7 +44,7 @@ class Prediction:
 
 def atom_energies(network, weights, graph):
     """Energies of the atoms above their baseline, [n_atoms], eV."""
-    radii = jnp.asarray(covalent_radii, graph.displacement.dtype)[weights.numbers]
+    radii = jnp.asarray(COVALENT_RADII, graph.displacement.dtype)[weights.numbers]
     variables, config = {"params": weights.parameters}, network.config
     energies, _ = network.apply(variables, graph, weights.average_neighbors, radii)
     scale = weights.scale[graph.species]
@@ -126,7 +126,7 @@ class Potential:
             if values.shape != (len(self.species),) or not np.isfinite(values).all():
                 raise ValueError(f"{name} is {values}; give {len(self.species)} finite energies")
             object.__setattr__(self, name, values)
-        widest = 2 * max(covalent_radii[z] for z in self.species)
+        widest = 2 * max(COVALENT_RADII[z] for z in self.species)
         if self.config.zbl and widest > self.config.cutoff:
             raise ValueError(
                 f"the ZBL repulsion of these species reaches to {widest:.2f} Å, beyond the "

@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
-from ase.data import covalent_radii
+
+from mlip.data.structure import COVALENT_RADII
 
 # ∫ silu(x)² exp(-x²/2)/√(2π) dx to the power -1/2: keeps unit variance through an activation.
 SILU_GAIN = 1.6765324703310907
@@ -149,7 +150,7 @@ def zbl_energy(distance, number, other_number, order=6):
 
     Source: Ziegler, Biersack and Littmark 1985, with the envelope of MACE's `ZBLBasis`.
     """
-    radii = jnp.asarray(covalent_radii, distance.dtype)
+    radii = jnp.asarray(COVALENT_RADII, distance.dtype)
     one, other = number.astype(distance.dtype), other_number.astype(distance.dtype)
     scaled = distance * (one**ZBL_EXPONENT + other**ZBL_EXPONENT) / ZBL_LENGTH
     screening = sum(w * jnp.exp(-d * scaled) for w, d in zip(ZBL_WEIGHTS, ZBL_DECAYS))

@@ -13,10 +13,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, to_ase
+from mlip.files import atomic_write
 from mlip.simulation import setup
 from mlip.simulation.descent import CELLS, STRAINS, free_strains
 from mlip.simulation.minimizers import OPTIMIZERS
-from mlip.training.checkpoint import atomic_write
 
 
 @dataclass(frozen=True)

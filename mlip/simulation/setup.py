@@ -10,7 +10,7 @@ from ase import units
 from ase.constraints import FixAtoms
 from ase.data import atomic_masses
 
-from mlip.data.dataset import closest_pairs, read_atoms
+from mlip.data.dataset import closest_pairs, read_frames
 from mlip.data.graph import build_table
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, from_ase
@@ -124,7 +124,8 @@ def read_starts(path):
         `Structure`), or constraints other than fixed atoms.
     """
     starts = []
-    for name, atoms in read_atoms(path):
+    for frame in read_frames(path):
+        name, atoms = frame.name, frame.atoms
         fixed = np.zeros(len(atoms), bool)
         for constraint in atoms.constraints:
             if not isinstance(constraint, FixAtoms):

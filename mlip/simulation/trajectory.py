@@ -18,7 +18,7 @@ from ase.io.trajectory import Trajectory as AseTrajectory
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.structure import Structure, to_ase
-from mlip.training.checkpoint import atomic_write
+from mlip.files import atomic_write
 
 COLUMNS = (
     "step",

@@ -1,9 +1,7 @@
 """What is kept on disk: models in one portable file, and the states that a run resumes from."""
 
-import contextlib
 import hashlib
 import json
-import os
 import struct
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,27 +13,13 @@ import safetensors
 import safetensors.numpy
 
 from mlip.data.structure import number_of, symbol
+from mlip.files import atomic_write
 from mlip.model.network import Network, NetworkConfig, parameter_shapes
 from mlip.model.potential import Potential
 
 FORMAT = "mlip-jax model"
 FORMAT_VERSION = 2  # 2: the network has more settings, all with the defaults of 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
-
-
-@contextlib.contextmanager
-def atomic_write(path):
-    """A temporary path beside `path` that takes its place when the block ends without error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_model(potential, path):

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip import config as settings
+from mlip.files import atomic_write
 from mlip.model.potential import energies_and_pull, forces_and_stress
 from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
-from mlip.training.checkpoint import RunStates, atomic_write, load_model, save_model
+from mlip.training.checkpoint import RunStates, load_model, save_model
 from mlip.training.finetune import adopt_network, names_that_move
 from mlip.training.loss import batch_loss, loss_and_gradient
 from mlip.training.setup import check_folder, prepare

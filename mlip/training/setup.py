@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from mlip import config as settings
+from mlip.data.checks.doctor import check
+from mlip.data.checks.findings import counted, error_text
 from mlip.data.dataset import (
-    LabelKeys,
     atomic_energies,
     closest_pairs,
     files_of,
@@ -20,6 +21,7 @@ from mlip.data.dataset import (
     split,
 )
 from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
+from mlip.data.labels import LabelKeys
 from mlip.data.structure import symbol
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.potential import DTYPES, Potential
@@ -40,6 +42,7 @@ class TrainConfig:
     trainable: str = "all"  # of init: all, last (layer), readouts, or the first layer that moves
     unseen: str = "refuse"  # elements that init does not know: refuse or add
     keep_species: bool = True  # keep elements of init that the data lacks
+    check: bool = True  # look the data over first, and stop where it has errors
     seed: int = 0  # of the split, the first parameters and the order of the data
     batch_size: int = 2  # frames a step
     max_atoms: int | None = None  # atoms a step; chosen from the data if not given
@@ -141,13 +144,13 @@ def prepare(config):
     Raises:
       ValueError, FileNotFoundError: the data cannot be used; the message says why.
     """
-    structures = read(config.train, config.keys)
+    fraction = _fraction(config.valid)
+    structures, remarks = _read(config, None if fraction is not None else config.valid)
     isolated = [s for s in structures if is_isolated(s, config.network.cutoff)]
     singles = {id(s) for s in isolated}
     train = [s for s in structures if id(s) not in singles]
     if not train:
         raise ValueError(f"{config.train} holds nothing but isolated atoms; add frames to train on")
-    fraction = _fraction(config.valid)
     if fraction is None:
         valid = [
             s for s in read(config.valid, config.keys) if not is_isolated(s, config.network.cutoff)
@@ -168,6 +171,7 @@ def prepare(config):
         f"{len(train)} frames to train on, {len(valid)} to validate, "
         f"elements {', '.join(symbol(z) for z in potential.species)}",
         *lines,
+        *remarks,
     ]
     training = {
         "train": _file_card(config.train),
@@ -188,6 +192,25 @@ def prepare(config):
     valid_tables = [build_table(s, config.network.cutoff) for s in valid]
     frames = Frames(train, tables, potential, config)
     return potential, frames, Frames(valid, valid_tables, potential, config), lines
+
+
+def _read(config, valid):
+    """Structures to train on, and remarks of the check of them.
+
+    Raises:
+      ValueError: the check found an error.
+    """
+    if not config.check:
+        return read(config.train, config.keys), []
+    report = check(config.train, config.keys, config.network.cutoff, e0=config.e0, against=valid)
+    if errors := report.graded("error"):
+        raise ValueError(
+            f"{error_text(config.train, errors)}. If it is meant so, train with --no-check"
+        )
+    remarks = [f"warning: {finding}" for finding in report.graded("warning")]
+    if notes := report.graded("note"):
+        remarks.append(f"{counted(len(notes), 'note')} on the data: mlip check {config.train}")
+    return report.structures, remarks
 
 
 def _require_labels(config, structures, where):

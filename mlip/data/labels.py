@@ -1,0 +1,305 @@
+"""Labels: where files keep energies, forces and stresses, and in which units; frames in and out."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.formats import UnknownFileTypeError
+
+from mlip.data.structure import Unusable, from_ase, to_ase
+from mlip.units import BOHR, GPA, HARTREE, KBAR, KCAL_MOL, KJ_MOL, RYDBERG
+
+KINDS = ("energy", "forces", "stress")
+ENERGY_UNITS = {
+    "eV": 1.0,
+    "Hartree": HARTREE,
+    "Ry": RYDBERG,
+    "kcal/mol": KCAL_MOL,
+    "kJ/mol": KJ_MOL,
+}
+# A minus stands for gradients, which some programs print instead of forces.
+FORCES_UNITS = {
+    f"{sign}{energy}/{length}": (-1 if sign else 1) * ENERGY_UNITS[energy] / angstroms
+    for sign in ("", "-")
+    for energy in ENERGY_UNITS
+    for length, angstroms in (("A", 1.0), ("Bohr", BOHR))
+}
+# Stresses are taken with ASE's sign; codes that print the pressure tensor need a minus.
+STRESS_UNITS = {
+    f"{sign}{unit}": (-1 if sign else 1) * value
+    for sign in ("", "-")
+    for unit, value in (
+        ("eV/A^3", 1.0),
+        ("GPa", GPA),
+        ("kbar", KBAR),
+        ("Hartree/Bohr^3", HARTREE / BOHR**3),
+        ("Ry/Bohr^3", RYDBERG / BOHR**3),
+    )
+}
+STRESS_ORDERS = {"voigt": "xx yy zz yz xz xy", "vasp": "xx yy zz xy yz xz"}
+PATTERNS = {
+    "energy": re.compile(r"(.*_)?energy", re.IGNORECASE),
+    "forces": re.compile(r"(.*_)?forces?", re.IGNORECASE),
+    "stress": re.compile(r"(.*_)?(stress|virials?)", re.IGNORECASE),
+}
+# Calculators write this beside `energy`; it counts only where it stands alone.
+SECOND_CHOICE = {"free_energy": "energy"}
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """Where a data set keeps its labels, and in which units."""
+
+    energy_key: str = "auto"  # key of the energies; auto finds it, none goes without
+    forces_key: str = "auto"  # key of the forces; auto or none likewise
+    stress_key: str = "auto"  # of the stress; if it ends in virial(s), it holds −V·stress in eV
+    energy_unit: str = "eV"  # or Hartree, Ry, kcal/mol, kJ/mol
+    forces_unit: str = "eV/A"  # or Hartree/Bohr, kcal/mol/A, …; a minus in front for gradients
+    stress_unit: str = "eV/A^3"  # or GPa, kbar, …; with a minus in front for the pressure's sign
+    stress_order: str = "voigt"  # of six: voigt xx yy zz yz xz xy, vasp xx yy zz xy yz xz, or any
+
+    def __post_init__(self):
+        for name, known in {
+            "energy_unit": ENERGY_UNITS,
+            "forces_unit": FORCES_UNITS,
+            "stress_unit": STRESS_UNITS,
+        }.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}"
+                )
+        if sorted(self.order_of_stress()) != sorted(STRESS_ORDERS["voigt"].split()):
+            raise ValueError(
+                f"stress_order is {self.stress_order!r}; write voigt, vasp, or the six components "
+                'as they stand, such as "xx yy zz xy xz yz"'
+            )
+
+    def order_of_stress(self):
+        """The six components as they stand in the file."""
+        order = STRESS_ORDERS.get(self.stress_order, self.stress_order)
+        return order.replace(",", " ").split()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as its file holds it, unchecked, with every value that is named like a label."""
+
+    file: Path
+    index: int
+    atoms: ase.Atoms
+    labels: dict  # {kind: {key: value}}
+    twofold: frozenset  # keys with one value among a calculator's results and another beside them
+
+    @property
+    def name(self):
+        return f"{self.file.name}#{self.index}"
+
+    def value(self, kind, key):
+        """What stands under a key, or None."""
+        results = getattr(self.atoms.calc, "results", {})
+        place = self.atoms.arrays if kind == "forces" else self.atoms.info
+        return results.get(key, place.get(key))
+
+    def keys(self):
+        """All keys of the frame but those of the atoms themselves."""
+        named = {*self.atoms.info, *self.atoms.arrays, *getattr(self.atoms.calc, "results", {})}
+        return named - {"numbers", "positions"}
+
+
+def read_file(path):
+    """All frames of one file.
+
+    Raises:
+      Unusable: the file is of no format that ASE reads, or damaged.
+    """
+    try:
+        images = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
+    except (UnknownFileTypeError, StopIteration) as error:
+        raise Unusable(
+            "unreadable",
+            f"{path} is of no format that ASE reads ({error})",
+            "convert it to extended XYZ",
+        ) from None
+    except Exception as error:  # each of ASE's readers fails in its own way on a damaged file
+        raise Unusable(
+            "unreadable",
+            f"{path} cannot be read: {type(error).__name__}: {error}",
+            "copy it again from where it was made, or remove the damaged frame",
+        ) from None
+    return [_frame(path, index, atoms) for index, atoms in enumerate(images)]
+
+
+def _frame(path, index, atoms):
+    # Results are read directly, since `get_forces` would zero those of fixed atoms.
+    results = getattr(atoms.calc, "results", {})
+    labels, twofold = {}, set()
+    for kind, pattern in PATTERNS.items():
+        beside = atoms.arrays if kind == "forces" else atoms.info
+        named = {
+            key: value
+            for key, value in {**beside, **results}.items()
+            if pattern.fullmatch(key) and value is not None
+        }
+        labels[kind] = {k: v for k, v in named.items() if SECOND_CHOICE.get(k) not in named}
+        both = [key for key in named if key in results and beside.get(key) is not None]
+        twofold |= {key for key in both if not _same(results[key], beside[key])}
+    return Frame(path, index, atoms, labels, frozenset(twofold))
+
+
+def _same(one, other):
+    try:
+        one, other = np.asarray(one, float), np.asarray(other, float)
+    except (TypeError, ValueError):
+        return False
+    return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=1e-6)
+
+
+def choose_key(kind, wanted, frames, path):
+    """The key of a label in all frames, or None for none.
+
+    Args:
+      kind: energy, forces or stress.
+      wanted: a key, "auto" or "none".
+      path: of the data, for messages.
+
+    Raises:
+      Unusable: two candidates, or none.
+    """
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        if any(frame.value(kind, wanted) is not None for frame in frames):
+            return wanted
+        raise Unusable(
+            "no-label",
+            f"{path} has no {kind} under the key {wanted!r}; found {listing(frames)}",
+            f"name one of them with --{kind}-key",
+        )
+    keys = sorted({key for frame in frames for key in frame.labels[kind]})
+    if len(keys) > 1:
+        raise Unusable(
+            "two-candidates",
+            f"{path} has {len(keys)} candidates for the {kind}: {', '.join(keys)}",
+            f"choose one with --{kind}-key",
+        )
+    if not keys and kind != "stress":
+        raise Unusable(
+            "no-label",
+            f"{path} has no {kind}; found {listing(frames)}",
+            f"name the key with --{kind}-key, or write --{kind}-key none to go without",
+        )
+    return keys[0] if keys else None
+
+
+def listing(frames):
+    keys = sorted({key for frame in frames for key in frame.keys()})
+    return f"the keys {', '.join(keys)}" if keys else "no keys at all"
+
+
+def structure_of(frame, chosen, keys=LabelKeys()):
+    """The checked structure of a frame, its labels in eV and Å.
+
+    Args:
+      chosen: {kind: key}; a kind that is absent or None is left out.
+      keys: the units.
+
+    Raises:
+      Unusable: a structure or label that cannot be used.
+    """
+    values = {}
+    for kind, key in chosen.items():
+        value = None if key is None else frame.value(kind, key)
+        if value is None:
+            continue
+        if key in frame.twofold:
+            raise Unusable(
+                "two-values",
+                f"{frame.name} holds two different values named {key!r}, one as a calculator's "
+                "result and one beside it",
+                "remove or rename one of them",
+            )
+        values[kind] = _numbers(frame, kind, key, value)
+    if "energy" in values:
+        values["energy"] = _energy(frame, chosen["energy"], values["energy"], keys)
+    if "forces" in values:
+        values["forces"] = values["forces"] * FORCES_UNITS[keys.forces_unit]
+    if "stress" in values:
+        tensor = _full_stress(frame.name, values["stress"], keys.order_of_stress())
+        tensor = tensor * STRESS_UNITS[keys.stress_unit]
+        if re.search("virials?$", chosen["stress"], re.IGNORECASE):
+            volume = from_ase(frame.atoms, frame.name).volume
+            tensor = -tensor / volume if np.isfinite(volume) else None
+        values["stress"] = tensor
+    group = str(frame.atoms.info.get("config_type", ""))
+    return from_ase(frame.atoms, frame.name, **values, group=group)
+
+
+def _numbers(frame, kind, key, value):
+    try:
+        if np.asarray(value).dtype == bool:
+            raise TypeError
+        return np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise Unusable(
+            "not-numbers",
+            f"{frame.name}: the {kind} under {key!r} are {str(value)[:60]!r}, which are no numbers",
+            f"correct the frame, or name another key with --{kind}-key",
+        ) from None
+
+
+def _energy(frame, key, value, keys):
+    if value.size != 1:
+        raise Unusable(
+            "wrong-shape",
+            f"{frame.name}: the energy {key} is {value.tolist()}, not one number"[:200],
+            "give the energy of the whole structure",
+        )
+    return float(value.reshape(())) * ENERGY_UNITS[keys.energy_unit]
+
+
+def _full_stress(name, stress, order):
+    """[3, 3] from six numbers in this order of components, nine, or a tensor."""
+    if stress.size == 9:
+        tensor = stress.reshape(3, 3)
+        if not np.allclose(
+            tensor, tensor.T, rtol=0, atol=1e-6 + 1e-3 * np.abs(tensor).max(), equal_nan=True
+        ):
+            raise Unusable(
+                "asymmetric-stress",
+                f"{name}: the stress {tensor.tolist()} is not symmetric",
+                "check what the numbers are; a stress is symmetric",
+            )
+        return tensor
+    if stress.size != 6:
+        raise Unusable(
+            "wrong-shape", f"{name}: the stress has {stress.size} numbers", "give 6 or 9 of them"
+        )
+    value = dict(zip(order, stress.reshape(6)))
+    return np.array([[value["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
+
+
+def write_frames(path, frames, structures):
+    """Write structures as extended XYZ: eV, Å, ASE's names and signs, else as their frames are.
+
+    Args:
+      path: of the file.
+      frames: what the structures were made of; their other keys are kept.
+      structures: as many.
+    """
+    images = []
+    for frame, structure in zip(frames, structures):
+        atoms = to_ase(structure)
+        named = {key for kind in KINDS for key in frame.labels[kind]}
+        atoms.info |= {k: v for k, v in frame.atoms.info.items() if k not in named}
+        for key, values in frame.atoms.arrays.items():
+            if key not in named and key not in atoms.arrays:
+                atoms.set_array(key, values)
+        labels = {kind: getattr(structure, kind) for kind in KINDS}
+        labels = {kind: value for kind, value in labels.items() if value is not None}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        images.append(atoms)
+    ase.io.write(path, images, format="extxyz")
