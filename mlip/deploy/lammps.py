@@ -204,6 +204,9 @@ class Driver:
 
     def _compute(self, step, positions):
         """`Found` of a step; all ranks call this together."""
+        if self.engine.extract_global("respa_levels") is not None:
+            # It calls external fixes before the first step only.
+            raise ValueError("run_style respa leaves out the potential; write 'run_style verlet'")
         cell, pbc = _box(self.engine)
         n_own, n_copies = len(positions), self.engine.extract_setting("nall")
         if self.halo is None or self.engine.extract_setting("neigh_ago") == 0:
