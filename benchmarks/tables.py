@@ -79,10 +79,15 @@ def measured(row):
     versions = {k: v for r in row["rows"] for k, v in r.get("versions", {}).items()}
     names = [k for k in ("jax", "mace-torch", "torch", "mlip", "nequix", "apax") if k in versions]
     return (
-        f"Measured on {row['date']}, {row['processor']}, {len(row['cores'])} core, float32, "
+        f"Measured on {row['date']}, {row['processor']}, {cores(row)}, float32, "
         + ", ".join(f"{name} {versions[name]}" for name in names)
         + f". `{row['command']}`"
     )
+
+
+def cores(row):
+    n_cores = len(row["cores"])
+    return f"{n_cores} core" if n_cores == 1 else f"{n_cores} cores"
 
 
 def cell(row, ours):
@@ -154,7 +159,62 @@ def steps():
     )
 
 
+def dynamics():
+    """Steps a second of our compiled loop, and how often it fits into the other routes' time."""
+    row = results("md")
+    found = {(r["structure"], r["by"], r["model"]): r for r in row["rows"]}
+    routes = [
+        ("bare call", "ours"),
+        ("ASE", "ours"),
+        ("ASE", "mace-torch"),
+        ("ASE", "InstaDeep mlip"),
+        ("compiled loop", "InstaDeep mlip"),
+    ]
+    names = ["energy and forces alone", "through ASE", "mace-torch, ASE", "mlip, ASE"]
+    names.append("mlip, its engine")
+    lines = ["| | steps/s | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for structure in dict.fromkeys(r["structure"] for r in row["rows"]):
+        ours = found[structure, "compiled loop", "ours"]
+        others = [found.get((structure, *route), {}) for route in routes]
+        cells = [f"{r['ratio_to_ours']:.3g}×" if "ratio_to_ours" in r else "–" for r in others]
+        rate = f"{ours['steps_per_second']:.3g}"
+        lines.append(f"| {structure} | {rate} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def startup():
+    """Seconds from the start of a process to its first forces."""
+    row = results("startup")
+    lines = ["| | cache | import | model | first forces | in all |", "|---|---|---|---|---|---|"]
+    for r in row["rows"]:
+        if "total_seconds" in r:
+            parts = (r[f"{n}_seconds"] for n in ("import", "init", "first", "total"))
+            cells = " | ".join(f"{seconds:.1f} s" for seconds in parts)
+            name = "this package" if r["model"].startswith("ours") else r["model"]
+            lines.append(f"| {name} | {r['cache']} | {cells} |")
+    for r in row["training"]:
+        seconds = f"{r['total_seconds']:.1f} s"
+        lines.append(f"| `mlip train` to its first step | {r['cache']} | | | | {seconds} |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def growth():
+    """Time and memory against the number of atoms."""
+    row, memory = results("scaling"), results("memory")
+    atoms = [r for r in row["rows"] if r["growing"] == "atoms"]
+    held = {r["atoms"]: r for r in memory["rows"] if r["model"] == "ours"}
+    lines = ["| silicon, atoms | µs an atom | MB of the process |", "|---|---|---|"]
+    for r in atoms:
+        megabytes = held.get(r["atoms"])
+        cell = f"{megabytes['megabytes']:.0f}" if megabytes else ""
+        lines.append(f"| {r['atoms']:,} | {1000 * r['ms'] / r['atoms']:.0f} | {cell} |")
+    return "\n".join([*lines, "", measured(row), measured(memory)])
+
+
 TABLES = {
+    "dynamics": dynamics,
+    "startup": startup,
+    "growth": growth,
     "accuracy": accuracy,
     "over-time": over_time,
     "speed": speed,

@@ -16,6 +16,9 @@ from mlip.data.graph import Shape, build_table, pack, pad
 from mlip.data.structure import Structure
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
+from mlip.quickstart import data_file
+from mlip.training.loop import train
+from mlip.training.setup import TrainConfig
 
 SPECIES = (1, 8, 14)
 CONFIGS = {
@@ -111,3 +114,19 @@ def random_rotation(rng):
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q *= np.sign(np.diag(r))
     return q * np.sign(np.linalg.det(q))
+
+
+@pytest.fixture(scope="session")
+def silicon_potential(tmp_path_factory):
+    """A small potential in float64 with minima, from a quick training on the embedded silicon."""
+    config = TrainConfig(
+        train=str(data_file("silicon_train.xyz")),
+        valid="0.1",
+        out=str(tmp_path_factory.mktemp("silicon") / "run"),
+        max_epochs=30,
+        batch_size=8,
+        network=NetworkConfig(
+            channels=4, l_max=2, correlation=2, radial_widths=(8,), cutoff=4.5, layers=1, zbl=True
+        ),
+    )
+    return train(config).with_dtype("float64")

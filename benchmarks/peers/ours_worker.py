@@ -128,6 +128,8 @@ def compiled_dynamics(potential, n_steps=100):
                 simulation.flight = flight
                 while int(simulation.flight.state.step) < n_steps:
                     simulation.advance(n_steps)
+                    if simulation.flight.stopped.any():
+                        raise FloatingPointError(simulation.reason(0))
                 return np.asarray(simulation.flight.state.energy)
 
         return Step(call, {"steps": n_steps})

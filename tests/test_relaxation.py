@@ -1,0 +1,558 @@
+"""Relaxation finds the minima that ASE finds, alone and in batches, and says where it has not."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ase.io
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+from scipy.spatial.distance import pdist
+
+from mlip.data.structure import Structure, from_ase, to_ase
+from mlip.runtime import Stop
+from mlip.simulation import descent, relaxation, setup
+from mlip.simulation.calculator import Calculator
+from mlip.simulation.descent import Descent, Problem, free_strains
+from mlip.simulation.minimizers import OPTIMIZERS, choose
+from mlip.simulation.neighbors import plan
+from mlip.simulation.relaxation import RelaxationConfig, Start, relax
+from mlip.simulation.setup import read_starts
+from mlip.training.checkpoint import save_model
+from mlip.units import GPA
+
+ROOT = Path(__file__).parents[1]
+TIGHT = {"max_force": 1e-5, "max_stress": 1e-5}
+pytestmark = pytest.mark.filterwarnings("ignore:logm result may be inaccurate")
+
+
+def silicon(seed=1, strain=0.03):
+    """A rattled and strained cubic cell of 8 atoms."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Si", a=5.5, cubic=True)
+    atoms.rattle(0.1, seed=seed)
+    tensor = strain * rng.normal(size=(3, 3))
+    atoms.set_cell(atoms.cell @ (np.eye(3) + (tensor + tensor.T) / 2), scale_atoms=True)
+    return atoms
+
+
+def cluster():
+    atoms = bulk("Si", a=5.43, cubic=True)
+    atoms.pbc, atoms.cell = False, None
+    atoms.rattle(0.1, seed=3)
+    return atoms
+
+
+def slab():
+    """One cell thick, with vacuum on both sides, strained within its plane."""
+    atoms = bulk("Si", a=5.5, cubic=True)
+    atoms.rattle(0.05, seed=4)
+    atoms.set_cell(atoms.cell @ np.diag([1.03, 0.98, 1.0]), scale_atoms=True)
+    atoms.center(vacuum=6.0, axis=2)
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
+def by_ase(atoms, potential, optimizer=BFGS, fmax=1e-6, cell=None):
+    """The atoms relaxed by ASE, with their cell if the settings of a filter are given."""
+    atoms = atoms.copy()
+    atoms.calc = Calculator(potential)
+    target = atoms if cell is None else FrechetCellFilter(atoms, **cell)
+    assert optimizer(target, logfile=None).run(fmax=fmax, steps=1000)
+    return atoms
+
+
+def metric(cell):
+    """Lengths and angles of a cell, however it is turned."""
+    return np.asarray(cell) @ np.asarray(cell).T
+
+
+# Minimisers and coordinates ----------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Spot:
+    x: jax.Array
+    gradient: jax.Array
+    value: jax.Array
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_minimisers_find_the_minima_of_quadratic_functions(name):
+    """Of 12 dimensions and curvatures up to 500 eV/Å², side by side."""
+    rng = np.random.default_rng(0)
+    ends = ((1, 2), (5, 50), (5, 500))
+    curvature = np.array([np.geomspace(low, high, 12) for low, high in ends])
+    axes = np.linalg.qr(rng.normal(size=(3, 12, 12)))[0]
+    matrix, lowest = (axes * curvature[:, None]) @ axes.mT, rng.normal(size=(3, 12))
+
+    def at(x):
+        away = x.reshape(3, 12) - lowest
+        pull = jnp.einsum("sij,sj->si", matrix, away)
+        return Spot(x, pull.reshape(x.shape), (away * pull).sum(axis=1) / 2)
+
+    @jax.jit
+    def step(memory, spot):
+        x, memory = memory.propose(spot, 0.5)
+        memory, kept = memory.receive(spot, at(x), 0.5, 1e-12)
+        return memory, choose(kept, at(x), spot)
+
+    with jax.enable_x64(True):
+        nothing = jnp.zeros((3, 4, 3))
+        memory, spot = OPTIMIZERS[name].begin(nothing), Spot(nothing, nothing, jnp.full(3, jnp.inf))
+        for _ in range({"fire": 600, "lbfgs": 80}[name]):
+            memory, spot = step(memory, spot)
+    np.testing.assert_allclose(spot.x.reshape(3, 12), lowest, rtol=0, atol=1e-6)
+
+
+def test_strains_are_orthonormal_and_obey_their_names():
+    diagonal = np.eye(3)
+    for cell, names, count in (
+        ("full", (), 6),
+        ("full", ("xx", "xy"), 2),
+        ("hydrostatic", (), 1),
+        ("hydrostatic", ("xx", "yy"), 1),
+        ("shape", (), 5),
+        ("shape", ("xx", "zz"), 1),
+        ("shape", ("yz",), 1),
+    ):
+        basis = free_strains(cell, names)
+        products = np.einsum("kij,lij->kl", basis, basis)
+        expected = np.diag(np.arange(6) < count).astype(float)
+        np.testing.assert_allclose(products, expected, rtol=0, atol=1e-14)
+        np.testing.assert_array_equal(basis, basis.mT)
+        if cell == "shape":
+            assert np.abs(np.trace(basis, axis1=1, axis2=2)).max() < 1e-14
+        for i, j, name in ((0, 0, "xx"), (1, 1, "yy"), (2, 2, "zz"), (1, 2, "yz"), (0, 1, "xy")):
+            assert not names or name in names or not basis[:, i, j].any()
+    np.testing.assert_allclose(
+        free_strains("hydrostatic")[0], diagonal / np.sqrt(3), rtol=0, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("names", [(), ("xx", "yy", "xy"), ("yz", "xx")])
+def test_the_gradient_is_the_derivative_of_the_enthalpy(silicon_potential, names):
+    """By positions and strains, in a cell that has strained by a tenth, under pressure."""
+    config = RelaxationConfig(cell="full", strain=names, pressure=30.0, fixed=(2,))
+    starts = [Start(from_ase(silicon()))]
+    potential = silicon_potential
+    grid, room = plan([starts[0].structure], potential.config.cutoff)
+    room = replace(room, neighbors=2 * room.neighbors, reach=(3, 3, 3))
+    with jax.enable_x64(True):
+        systems, positions, cells = setup.make_systems([starts[0].structure], potential, grid)
+        bodies = relaxation.make_bodies(starts, systems, cells, config)
+        problem = Problem(potential.weights, systems, bodies, relaxation.make_terms(config))
+        loop = Descent(potential.network, "float64", None, room, 0.0, strained=True)
+
+        @jax.jit
+        def at(x):
+            there = descent.place(loop, problem, x)
+            table = descent.find(loop, systems, *there[:2])
+            return descent.measure(loop, problem, x, *there, table)[0], table.complete
+
+        rng = np.random.default_rng(2)
+        x = np.concatenate([positions, np.zeros((1, 2, 3))], axis=1)
+        x[0, -2:] = 0.1 * bodies.length * rng.normal(size=(2, 3))
+        for _ in range(4):
+            way = rng.normal(size=x.shape)
+            way[0, 2] = 0  # fixed
+            ends = [at(x + sign * 1e-4 * way) for sign in (1, -1)]
+            assert all(complete for _, complete in ends)
+            slope = float((ends[0][0].value - ends[1][0].value)[0]) / 2e-4
+            gradient = np.asarray(at(x)[0].gradient)
+            assert not gradient[0, 2].any()
+            np.testing.assert_allclose((gradient * way).sum(), slope, rtol=1e-6, atol=1e-6)
+
+
+# The same minima as ASE's ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("settings", "in_ase"),
+    [
+        ({"cell": "full"}, {}),
+        ({"cell": "full", "pressure": 5.0}, {"scalar_pressure": 5 * GPA}),
+        ({"cell": "hydrostatic"}, {"hydrostatic_strain": True}),
+        ({"cell": "shape"}, {"constant_volume": True}),
+        ({"cell": "full", "strain": ("xx", "yy", "xy")}, {"mask": [1, 1, 0, 0, 0, 1]}),
+    ],
+    ids=["full", "pressure", "hydrostatic", "shape", "mask"],
+)
+def test_a_relaxed_crystal_equals_ases(silicon_potential, optimizer, settings, in_ase):
+    start = silicon()
+    found = relax(
+        silicon_potential,
+        from_ase(start),
+        RelaxationConfig(optimizer=optimizer, steps=3000, **TIGHT, **settings),
+    )
+    expected = by_ase(start, silicon_potential, cell=in_ase)
+    assert found.converged
+    assert found.max_force <= 1e-5
+    assert found.max_stress <= 1e-5
+    np.testing.assert_allclose(
+        metric(found.structure.cell), metric(expected.cell), rtol=0, atol=5e-4
+    )
+    assert abs(found.energy - expected.get_potential_energy()) < 1e-6
+    if settings["cell"] == "shape":
+        np.testing.assert_allclose(found.structure.volume, start.get_volume(), rtol=1e-12, atol=0)
+    if "strain" in settings:
+        np.testing.assert_allclose(found.structure.cell[2], start.cell[2], rtol=0, atol=1e-12)
+    if "pressure" in settings:
+        np.testing.assert_allclose(found.stress, -5 * GPA * np.eye(3), rtol=0, atol=2e-5 * GPA)
+
+
+@pytest.mark.parametrize("optimizer", [BFGS, LBFGS, FIRE])
+def test_a_relaxed_cluster_equals_ases(silicon_potential, optimizer):
+    start = cluster()
+    found = relax(silicon_potential, from_ase(start), RelaxationConfig(max_force=1e-5))
+    assert found.converged
+    assert found.stress is None
+    assert found.max_stress is None
+    expected = by_ase(start, silicon_potential, optimizer, fmax=1e-4)
+    np.testing.assert_allclose(
+        np.sort(pdist(found.structure.positions)),
+        np.sort(pdist(expected.positions)),
+        rtol=0,
+        atol=5e-3,
+    )
+    assert abs(found.energy - expected.get_potential_energy()) < 1e-5
+
+
+def test_a_slab_relaxes_within_its_plane_and_has_the_stress_of_its_volume(silicon_potential):
+    start = slab()
+    config = RelaxationConfig(cell="full", strain=("xx", "yy", "xy"), steps=3000, **TIGHT)
+    found = relax(silicon_potential, from_ase(start), config)
+    expected = by_ase(start, silicon_potential, cell={"mask": [1, 1, 0, 0, 0, 1]})
+    assert found.converged
+    assert abs(found.energy - expected.get_potential_energy()) < 1e-6
+    np.testing.assert_allclose(found.structure.cell[2], start.cell[2], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        metric(found.structure.cell), metric(expected.cell), rtol=0, atol=5e-4
+    )
+    at_start = relax(silicon_potential, from_ase(start), RelaxationConfig(max_force=1e3))
+    stress = silicon_potential(from_ase(start)).stress
+    np.testing.assert_allclose(at_start.stress, stress, rtol=0, atol=1e-7)
+    assert np.abs(stress).max() > 1e-3
+
+
+def test_lbfgs_never_goes_uphill(silicon_potential, tmp_path):
+    start = silicon()
+    start.rattle(0.3, seed=5)
+    path = tmp_path / "steps.xyz"
+    config = RelaxationConfig(cell="full", max_force=1e-3)
+    found = relax(silicon_potential, from_ase(start), config, trajectory=path)
+    frames = ase.io.read(path, ":")
+    assert [frame.info["steps"] for frame in frames] == list(range(found.steps + 1))
+    energies = np.array([frame.get_potential_energy() for frame in frames])
+    assert found.converged
+    assert (np.diff(energies) < 1e-7).all()
+    for frame in frames[:: len(frames) // 4]:
+        assert abs(frame.get_potential_energy() - silicon_potential(from_ase(frame)).energy) < 1e-5
+
+
+def test_the_networks_own_precision_suffices(silicon_potential):
+    config = RelaxationConfig(cell="full", dtype="float32")
+    found = relax(silicon_potential, from_ase(silicon()), config)
+    exact = relax(silicon_potential, from_ase(silicon()), replace(config, dtype="float64"))
+    assert found.converged
+    assert abs(found.energy - exact.energy) < 1e-3
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+def starts_of_all_kinds():
+    atoms = [silicon(seed) for seed in range(1, 7)] + [
+        bulk("Si", a=5.3 + 0.05 * n) for n in range(6)
+    ]
+    for seed, primitive in enumerate(atoms[6:]):
+        primitive.rattle(0.05, seed=seed)
+    return [from_ase(a, name=f"number {n}") for n, a in enumerate(atoms)]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "seats"), [("lbfgs", 12), ("lbfgs", 3), ("fire", 8)], ids=str
+)
+def test_a_batch_equals_each_alone(silicon_potential, monkeypatch, optimizer, seats):
+    """Side by side or a few at a time, in whatever order they end."""
+    structures = starts_of_all_kinds()
+    config = RelaxationConfig(cell="full", optimizer=optimizer)
+    alone = [relax(silicon_potential, structure, config) for structure in structures]
+    cutoff = silicon_potential.config.cutoff + config.skin
+    width = plan(structures, cutoff)[1].neighbors
+    monkeypatch.setattr(relaxation, "SEATED_SLOTS", {"cpu": seats * 8 * width})
+    together = relax(silicon_potential, structures, config)
+    assert len({result.steps for result in alone}) > 3
+    for one, other in zip(alone, together):
+        assert other.structure.name == one.structure.name
+        assert other.converged
+        assert other.steps == one.steps
+        np.testing.assert_allclose(other.energy, one.energy, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(
+            other.structure.positions, one.structure.positions, rtol=0, atol=1e-6
+        )
+        np.testing.assert_allclose(other.structure.cell, one.structure.cell, rtol=0, atol=1e-6)
+        own = silicon_potential(other.structure)
+        np.testing.assert_allclose(other.energy, own.energy, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(other.stress, own.stress, rtol=0, atol=1e-7)
+
+
+def test_molecules_and_crystals_relax_in_one_call(silicon_potential):
+    structures = [from_ase(silicon()), from_ase(cluster()), from_ase(slab())]
+    single = Structure([14], [[1.0, 2.0, 3.0]], np.zeros((3, 3)), [False] * 3)
+    together = relax(silicon_potential, [*structures, single])
+    assert all(result.converged for result in together)
+    for structure, result in zip(structures, together):
+        alone = relax(silicon_potential, structure)
+        np.testing.assert_allclose(result.energy, alone.energy, rtol=0, atol=1e-8)
+        np.testing.assert_array_equal(result.structure.cell, structure.cell)
+    assert together[3].steps == 0
+    np.testing.assert_array_equal(together[3].structure.positions, single.positions)
+
+
+def test_many_small_structures_have_a_program_of_their_own():
+    assert relaxation.by_size([8, 2, 8, 3]) == [[0, 2, 3, 1]]
+    sizes = [200] + 50 * [10]
+    assert relaxation.by_size(sizes) == [[0], list(range(1, 51))]
+    assert sum(map(len, relaxation.by_size([512, 300, 9, 9, *range(1, 99)]))) == 102
+
+
+# What is held ------------------------------------------------------------------------------------
+
+
+def test_fixed_atoms_stay(silicon_potential, tmp_path):
+    """Given in the file or as a setting; in a cell that relaxes they keep their place in it."""
+    atoms = silicon()
+    atoms.set_constraint(FixAtoms([0, 5]))
+    ase.io.write(tmp_path / "start.xyz", atoms, columns=["symbols", "positions", "move_mask"])
+    (start,) = read_starts(tmp_path / "start.xyz")
+    out = tmp_path / "relaxed.xyz"
+    found = relax(silicon_potential, [start], RelaxationConfig(max_force=1e-4, fixed=(3,)), out)[0]
+    moved = np.abs(found.structure.positions - start.structure.positions).max(axis=1)
+    assert not moved[[0, 3, 5]].any()
+    assert (moved[[1, 2, 4, 6, 7]] > 1e-3).all()
+    assert np.linalg.norm(found.forces, axis=1)[[0, 3, 5]].min() > 1e-3
+    (constraint,) = ase.io.read(out).constraints
+    assert constraint.index.tolist() == [0, 3, 5]
+    np.testing.assert_allclose(
+        ase.io.read(out).get_forces(apply_constraint=False), found.forces, rtol=0, atol=1e-7
+    )
+
+    config = RelaxationConfig(cell="full", steps=3000, **TIGHT)
+    found = relax(silicon_potential, [start], config)[0]
+    before, after = (
+        s.positions @ np.linalg.inv(s.cell) for s in (start.structure, found.structure)
+    )
+    np.testing.assert_allclose(after[[0, 5]], before[[0, 5]], rtol=0, atol=1e-12)
+    expected = by_ase(atoms, silicon_potential, cell={})
+    assert abs(found.energy - expected.get_potential_energy()) < 1e-6
+
+
+def test_a_cell_that_collapses_to_a_third_keeps_all_its_neighbours(silicon_potential, tmp_path):
+    """Bins and tables that were planned for the start overflow again and again."""
+    start = from_ase(bulk("Si", a=7.4))
+    other = from_ase(silicon(), name="other")
+    config = RelaxationConfig(cell="full", pressure=25.0, max_force=1e-3, max_stress=0.01)
+    found, beside = relax(
+        silicon_potential, [start, other], config, trajectory=tmp_path / "steps.xyz"
+    )
+    assert found.converged
+    assert beside.converged
+    assert found.structure.volume < start.volume / 2.5
+    counts = [(np.asarray(plan([s], 5.0)[1].neighbors)).item() for s in (start, found.structure)]
+    assert counts[1] > 2 * counts[0]
+    for index in (0, 1):
+        for frame in ase.io.read(tmp_path / f"steps_{index:03d}.xyz", ":"):
+            own = silicon_potential(from_ase(frame))
+            assert abs(frame.get_potential_energy() - own.energy) < 1e-5
+            np.testing.assert_allclose(frame.get_forces(), own.forces, rtol=0, atol=1e-5)
+    alone = relax(silicon_potential, other, config)
+    np.testing.assert_allclose(beside.energy, alone.energy, rtol=0, atol=1e-8)
+
+
+# What is said ------------------------------------------------------------------------------------
+
+
+def test_what_has_not_converged_says_so(silicon_potential):
+    config = RelaxationConfig(cell="full", steps=3)
+    with pytest.warns(UserWarning, match="1 of 1 structures have not converged"):
+        found = relax(silicon_potential, from_ase(silicon()), config)
+    assert not found.converged
+    assert found.steps == 3
+    assert "not converged after 3 steps: forces up to" in found.reason
+    assert "where max_stress is 0.05" in found.reason
+    assert found.max_force > config.max_force
+
+
+def test_a_structure_that_cannot_go_on_is_stopped_alone(silicon_potential):
+    squeezed = silicon()
+    squeezed.positions[1] = squeezed.positions[0] + [0.3, 0, 0]
+    structures = [from_ase(squeezed, "squeezed"), from_ase(silicon(), "good")]
+    with pytest.warns(UserWarning, match="1 of 2 structures have not converged"):
+        stopped, good = relax(silicon_potential, structures)
+    assert "two atoms are 0.300 Å apart, closer than min_distance = 0.4 Å" in stopped.reason
+    assert np.isfinite(stopped.energy)
+    assert good.converged
+
+
+def test_numbers_that_are_not_finite_stop_a_structure(silicon_potential, tmp_path):
+    broken = replace(silicon_potential, scale=np.array([1e38]), dtype="float32")
+    out = tmp_path / "relaxed.xyz"
+    with pytest.warns(UserWarning, match="not converged"):
+        found = relax(broken, from_ase(silicon()), out=out)
+    assert "no longer finite" in found.reason
+    assert np.isnan(found.energy)
+    assert np.isnan(found.forces).all()
+    assert ase.io.read(out).calc is None
+
+
+def test_an_energy_far_above_the_start_stops_a_structure(silicon_potential):
+    start = relax(silicon_potential, from_ase(silicon()), RelaxationConfig(max_force=1e-4))
+    config = RelaxationConfig(optimizer="fire", max_step=3.0, max_energy=1e-9, max_force=1e-9)
+    moved = to_ase(start.structure)
+    moved.rattle(1e-3, seed=1)
+    with pytest.warns(UserWarning, match="not converged"):
+        found = relax(silicon_potential, from_ase(moved), config)
+    assert "more than max_energy = 1e-09 eV per atom above the start" in found.reason
+
+
+def test_an_interrupt_keeps_what_there_is(silicon_potential, tmp_path, monkeypatch):
+    monkeypatch.setattr(relaxation, "SEATED_SLOTS", {"cpu": 1})
+
+    class Impatient:
+        def line(self, text):
+            pass
+
+        def update(self, done, of, force):
+            if done == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    out = tmp_path / "relaxed.xyz"
+    structures = [from_ase(silicon(seed), f"seed {seed}") for seed in (1, 2, 3)]
+    with pytest.raises(Stop, match="SIGINT"):
+        relax(silicon_potential, structures, out=out, show=Impatient())
+    frames = ase.io.read(out, ":")
+    assert frames[0].info["converged"]
+    assert all("interrupted by SIGINT" in frame.info["reason"] for frame in frames[1:])
+
+
+# Wrong input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "bfgs"}, "optimizer is 'bfgs'; choose one of fire, lbfgs"),
+        ({"cell": "all"}, "cell is 'all'; choose one of fixed, full, hydrostatic, shape"),
+        ({"max_force": -0.1}, "max_force is -0.1; it must be positive"),
+        ({"max_stress": 0.0}, "max_stress is 0.0; it must be positive"),
+        ({"steps": 0}, "steps is 0; it must be positive"),
+        ({"max_step": float("nan")}, "max_step is nan; it must be positive"),
+        ({"pressure": float("inf"), "cell": "full"}, "pressure is inf; give a finite number"),
+        ({"pressure": 1.0}, "act on a cell that relaxes; choose a cell of full, hydrostatic"),
+        ({"cell": "full", "strain": ("xz", "zx")}, "strain holds 'zx'; choose from xx yy zz"),
+        ({"cell": "hydrostatic", "strain": ("yz",)}, "strains yz leave nothing of a hydrostatic"),
+        ({"cell": "shape", "strain": ("xx",)}, "strains xx leave nothing of a shape relaxation"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RelaxationConfig(**settings)
+
+
+def test_structures_that_cannot_be_relaxed_are_refused(silicon_potential):
+    full, atoms = RelaxationConfig(cell="full"), silicon()
+    sulphur, twice = atoms.copy(), atoms.copy()
+    sulphur.numbers[0] = 16
+    twice.positions[1] = twice.positions[0]
+    for structures, config, message in (
+        ([], full, "there are no structures to relax"),
+        (from_ase(cluster(), "cluster"), full, "cluster has no periodic cell with a volume"),
+        (from_ase(slab(), "slab"), full, "slab is not periodic along all axes.*--strain xx yy xy"),
+        (from_ase(sulphur, "file#3"), full, "file#3 holds S, which this potential was not trained"),
+        (from_ase(twice, "twice"), full, "twice: atoms 0 and 1 are .* Å apart"),
+        (from_ase(atoms, "a"), RelaxationConfig(fixed=(8,)), "a has no atom 8 to be fixed"),
+        (
+            [Start(from_ase(atoms, "a"), fixed=np.ones(8, bool))],
+            RelaxationConfig(),
+            "a: all atoms are fixed; leave one free",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            relax(silicon_potential, structures, config)
+
+
+def test_files_are_checked_before_anything_is_computed(silicon_potential, tmp_path):
+    structure = from_ase(silicon())
+    (tmp_path / "there.xyz").write_text("precious")
+    (tmp_path / "folder.xyz").mkdir()
+    for name, error, message in (
+        ("there.xyz", FileExistsError, "there.xyz exists; give another name, or --overwrite"),
+        ("there.xyz/relaxed.xyz", OSError, "there.xyz"),
+        ("relaxed.cif", ValueError, "is to be an extended XYZ file"),
+        ("folder.xyz", ValueError, "is to be an extended XYZ file"),
+    ):
+        for setting in ("out", "trajectory"):
+            with pytest.raises(error, match=message):
+                relax(silicon_potential, structure, **{setting: tmp_path / name})
+    assert (tmp_path / "there.xyz").read_text() == "precious"
+    relax(silicon_potential, structure, out=tmp_path / "there.xyz", overwrite=True)
+    assert len(ase.io.read(tmp_path / "there.xyz")) == 8
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "mlip.cli", "relax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "150", "PYTHONPATH": str(ROOT)},
+        timeout=600,
+    )
+
+
+def test_mlip_relax_writes_structures_and_tells_what_has_not_converged(silicon_potential, tmp_path):
+    save_model(silicon_potential, tmp_path / "model.safetensors")
+    ase.io.write(tmp_path / "start.xyz", [silicon(1), silicon(2)])
+    ase.io.write(tmp_path / "cluster.xyz", cluster())
+    options = "--cell full --pressure 2 --max-force 0.02 --max-stress 0.1 --optimizer lbfgs".split()
+    arguments = ("model.safetensors", "start.xyz", *options, "--trajectory", "steps.xyz")
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "largest stress" in done.stdout
+    assert "start.xyz#1" in done.stdout
+    assert "wrote relaxed.xyz" in done.stdout
+    frames = ase.io.read(tmp_path / "relaxed.xyz", ":")
+    for frame in frames:
+        assert frame.info["converged"]
+        assert np.linalg.norm(frame.get_forces(), axis=1).max() <= 0.02
+        pressure = frame.get_stress(voigt=False) / GPA + 2 * np.eye(3)
+        assert np.abs(pressure).max() <= 0.1
+        assert frame.info["max_stress_GPa"] <= 0.1
+    assert len(ase.io.read(tmp_path / "steps_001.xyz", ":")) == frames[1].info["steps"] + 1
+
+    again = command("model.safetensors", "start.xyz", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "relaxed.xyz exists; give another name, or --overwrite" in again.stderr
+
+    short = ("start.xyz", "cluster.xyz", "--steps", "2", "--overwrite")
+    done = command("model.safetensors", *short, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "cluster.xyz#0: not converged after 2 steps" in done.stdout
+    assert "3 of 3 structures have not converged" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not any(frame.info["converged"] for frame in ase.io.read(tmp_path / "relaxed.xyz", ":"))
