@@ -76,7 +76,7 @@ def results(name):
 
 def measured(row):
     """Date, processor, cores, versions and command of a benchmark's row."""
-    versions = {k: v for r in row["rows"] for k, v in r.get("versions", {}).items()}
+    versions = {k: v for r in [row, *row["rows"]] for k, v in r.get("versions", {}).items()}
     names = [k for k in ("jax", "mace-torch", "torch", "mlip", "nequix", "apax") if k in versions]
     return (
         f"Measured on {row['date']}, {row['processor']}, {cores(row)}, float32, "
