@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
@@ -144,6 +143,10 @@ class RunStates:
     """The latest states of a training run in a folder; a write that is cut short is ignored."""
 
     def __init__(self, folder):
+        # Here, since it takes most of a second to import and only training needs it.
+        import orbax.checkpoint as ocp
+
+        self.ocp = ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, create=True, enable_async_checkpointing=False
         )
@@ -153,8 +156,8 @@ class RunStates:
         """Keep the arrays of a state and the JSON values that say where the run stands."""
         self.manager.save(
             (self.manager.latest_step() or 0) + 1,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            args=self.ocp.args.Composite(
+                state=self.ocp.args.StandardSave(state), progress=self.ocp.args.JsonSave(progress)
             ),
             force=True,
         )
@@ -164,8 +167,8 @@ class RunStates:
         latest = self.manager.latest_step()
         if latest is None:
             return None
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
+        args = self.ocp.args.Composite(
+            state=self.ocp.args.StandardRestore(like), progress=self.ocp.args.JsonRestore()
         )
         restored = self.manager.restore(latest, args=args)
         return restored["state"], restored["progress"]
