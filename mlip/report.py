@@ -128,7 +128,7 @@ def dynamics_table(trajectories, config):
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("system", "atoms", "steps", "mean K", "mean GPa", "drift meV/atom/ps", "ended"):
         table.add_column(name, justify="left" if name in ("system", "ended") else "right")
-    for trajectory in trajectories:
+    for index, trajectory in enumerate(trajectories):
         rows, n_atoms = np.array(trajectory.thermo), len(trajectory.structure)
         drift = "–"
         if len(rows) > 2:
@@ -137,7 +137,7 @@ def dynamics_table(trajectories, config):
         step = trajectory.frames[-1].step if trajectory.frames else 0
         pressure = rows[:, 5].mean() if len(rows) else np.nan
         table.add_row(
-            trajectory.structure.name,
+            f"{index:03d} {trajectory.structure.name}",
             str(n_atoms),
             str(step),
             f"{rows[:, 4].mean():.1f}" if len(rows) else "–",
