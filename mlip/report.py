@@ -113,7 +113,7 @@ class DynamicsScreen:
             per_day = rate * 86400 * self.config.timestep * 1e-6
             speed = f"{rate:.4g} steps/s, {per_day:.3g} ns/day"
         self.bar.update(self.task, completed=step, speed=speed)
-        rows = trajectories[0].thermo
+        rows = next((t for t in trajectories if not t.stopped), trajectories[0]).thermo
         if rows and (now - self.last > LINE_SECONDS or step >= total):
             self.last = now
             row = dict(zip(COLUMNS, rows[-1]))

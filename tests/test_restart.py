@@ -17,7 +17,7 @@ from pairs import argon, crystal
 
 from mlip.data.structure import to_ase
 from mlip.model.potential import untrained
-from mlip.simulation.dynamics import DynamicsConfig, run
+from mlip.simulation.dynamics import DynamicsConfig, Start, run
 from mlip.training.checkpoint import save_model
 
 # All that a state can hold: random numbers, a cell in motion, chains, tables that are renewed.
@@ -120,6 +120,7 @@ def test_several_systems_resume_in_folders_of_their_own(tmp_path):
         ({"timestep": 2.0}, "timestep = 2.0: the simulation was started with 4.0"),
         ({"seed": 3}, "seed = 3: the simulation was started with 0"),
         ({"thermostat": "langevin"}, "thermostat = 'langevin'"),
+        ({"ensemble": "nvt"}, "ensemble = 'nvt'"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused(whole, changes, words):
@@ -137,11 +138,35 @@ def test_a_resume_with_another_model_or_start_is_refused(whole):
         run(other, crystal(2), CONFIG, out=whole, resume=True, folded=False)
 
 
+def test_a_system_that_was_stopped_stays_so(tmp_path):
+    fast = np.zeros((32, 3))
+    fast[0] = 0.08
+    config = replace(
+        CONFIG, ensemble="nve", timestep=2.0, max_force=3.0, steps=60, temperature=(60.0, 60.0)
+    )
+    starts = [Start(crystal(2)), Start(crystal(2), fast)]
+    _, hit = run(argon(), starts, config, out=tmp_path, folded=False)
+    assert hit.stopped
+    frames = ase.io.read(tmp_path / "001" / "trajectory.xyz", ":")
+    assert f"stopped at step {frames[-1].info['step']}:" in hit.stopped
+    assert frames[-1].info["step"] < 60
+    longer = replace(config, steps=120)
+    calm, again = run(argon(), starts, longer, out=tmp_path, resume=True, folded=False)
+    assert again.stopped == hit.stopped
+    assert calm.frames[-1].step == 120
+    assert ase.io.read(tmp_path / "001" / "trajectory.xyz", ":")[-1].info["step"] < 60
+
+
 def test_a_folder_that_holds_a_simulation_is_not_overwritten(whole, tmp_path):
     before = contents(whole)
     with pytest.raises(FileExistsError, match="go on with --resume"):
         simulate(whole)
     assert contents(whole) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "trajectory.xyz").write_text("somebody's")
+    with pytest.raises(FileExistsError, match=r"holds trajectory\.xyz already"):
+        simulate(other)
     with pytest.raises(FileNotFoundError, match="no simulation to resume"):
         simulate(tmp_path, resume=True)
 

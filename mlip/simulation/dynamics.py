@@ -48,7 +48,7 @@ def run(
 
     Args:
       potential: a `Potential`.
-      structures: a `Structure`, or a list of structures or of `Start`. A single one with several
+      structures: a `Structure` or `Start`, or a list of them. A single one with several
         temperatures is simulated at each of them.
       config: a `DynamicsConfig`; its defaults if None.
       velocities: of a single structure, [n_atoms, 3] Å/fs; drawn at the temperature if None.
@@ -74,7 +74,10 @@ def run(
     """
     config = config or DynamicsConfig()
     keep_compiled_programs()
-    starts = [structures] if isinstance(structures, Structure) else list(structures)
+    single = isinstance(structures, (Structure, Start))
+    starts = [structures] if single else list(structures)
+    if not starts:
+        raise ValueError("there are no structures; give at least one")
     starts = [start if isinstance(start, Start) else Start(start) for start in starts]
     if velocities is not None:
         if len(starts) > 1:
@@ -90,7 +93,17 @@ def run(
         finally:
             simulation.close()
     found = simulation.trajectories
-    return found[0] if isinstance(structures, Structure) and len(found) == 1 else found
+    return found[0] if single and len(found) == 1 else found
+
+
+def worst_of(structures, going, needed, reach):
+    """Index of the system for which no room can be made: one without a plan, or the fullest."""
+    for index in np.flatnonzero(going):
+        try:
+            plan([structures[index]], *reach)
+        except (FloatingPointError, ValueError):
+            return int(index)
+    return int(np.where(going, needed.max(axis=1), -1).argmax())
 
 
 class Simulation:
@@ -102,7 +115,7 @@ class Simulation:
         self.structures = [start.structure for start in starts]
         setup.check_starts(potential, starts, config)
         potential = potential.with_dtype(config.dtype)
-        self.settings = settings_of(potential, starts, config)
+        self.settings = settings_of(potential, starts, config, folded)
         for text in setup.warnings_of(potential, self.structures):
             self.line(f"warning: {text}")
         if folded:
@@ -131,10 +144,12 @@ class Simulation:
 
     def begin(self):
         """Launch, and write the first frame."""
-        if self.out is not None and self.checkpoint.exists():
-            raise FileExistsError(
-                f"{self.out} holds a simulation; go on with --resume or give another folder"
-            )
+        names = "checkpoint.npz", "thermo.csv", f"trajectory.{self.config.trajectory}"
+        for folder in [] if self.out is None else {self.out, *self.folders()}:
+            if found := [name for name in names if (folder / name).exists()]:
+                raise FileExistsError(
+                    f"{folder} holds {found[0]} already; go on with --resume or give another folder"
+                )
         grid, room = plan(self.structures, self.potential.config.cutoff, self.config.skin)
         positions, cells = self.prepare(grid, room)
         seed = jax.random.PRNGKey(self.config.seed)
@@ -144,7 +159,8 @@ class Simulation:
         )
         momenta = setup.first_momenta(self.setting, self.starts, draw)
         self.flight = engines.launch(self.engine, self.setting, positions, momenta, cells, keys)
-        rows, _ = self.advance(0)
+        while int(self.flight.state.step) < 0 and not np.any(self.flight.stopped):
+            rows, _ = self.advance(0)
         counts = np.array([len(s) for s in self.structures])
         self.limit_energy(self.flight.state.energy + self.config.max_energy * counts)
         for index in np.flatnonzero(self.flight.stopped):
@@ -152,6 +168,9 @@ class Simulation:
                 f"{self.structures[index].name} cannot start: {self.reason(index)}. Relax it "
                 "first, lower the temperature, or change the limit"
             )
+        for start in self.starts:
+            if start.velocities is not None:
+                self.line(f"{start.structure.name}: velocities are those of the start")
         if self.out is not None:
             self.files = [
                 Files(folder, s, self.config.trajectory)
@@ -174,6 +193,8 @@ class Simulation:
             self.engine, self.setting.systems, arrays["table_positions"], arrays["table_cell"]
         )
         self.flight = replace(restore(flight, arrays), table=table)
+        for index in np.flatnonzero(self.flight.stopped):
+            self.trajectories[index].stopped = self.why(index)
         self.files = [
             Files(folder, s, self.config.trajectory, sizes)
             for folder, s, sizes in zip(self.folders(), self.structures, kept)
@@ -235,7 +256,8 @@ class Simulation:
                 self.save_frames()  # beyond the checkpoint: a run that goes on leaves it out
         except Stop as stop:
             self.save_checkpoint()
-            self.line(f"stopped by {stop} at step {step}; go on with --resume")
+            onward = "" if self.out is None else "; go on with --resume"
+            self.line(f"stopped by {stop} at step {step}{onward}")
             raise
 
     def fly(self, goal):
@@ -281,18 +303,24 @@ class Simulation:
         """Plan bins and tables anew, for the step that found no room."""
         needed, state, step = self.flight.needed, self.flight.state, int(self.flight.state.step)
         self.crowded = step, self.crowded[1] + 1 if self.crowded[0] == step else 1
+        going = np.asarray(self.flight.stopped) == 0
         here = setup.moved(self.structures, state.positions, state.cell)
+        # Systems that were left need no bins: those of their start do.
+        here = [now if on else then for now, then, on in zip(here, self.structures, going)]
+        reach = self.engine.cutoff, self.engine.skin
         try:
             if self.crowded[1] > MOST_ATTEMPTS:
                 raise FloatingPointError
-            grid, room = make_room(
-                here, self.engine.cutoff, self.engine.skin, self.engine.room, needed
-            )
+            grid, room = make_room(here, *reach, self.engine.room, needed)
         except (FloatingPointError, ValueError):
-            worst = int(np.asarray(needed).max(axis=1).argmax())
-            stopped = self.flight.stopped.at[worst].set(engines.COLLAPSED)
-            self.flight = replace(self.flight, stopped=stopped, fits=jnp.asarray(True))
-            self.stop(worst)
+            worst = worst_of(here, going, np.asarray(needed), reach)
+            self.flight = replace(
+                self.flight,
+                stopped=self.flight.stopped.at[worst].set(engines.COLLAPSED),
+                stopped_at=self.flight.stopped_at.at[worst].set(step),
+                fits=jnp.asarray(True),
+            )
+            self.crowded = step, 0
             return
         systems = replace(self.setting.systems, grid=jax.device_put(grid))
         self.setting = replace(self.setting, systems=systems)
@@ -305,9 +333,12 @@ class Simulation:
     def stop(self, index):
         """Note why a system does not go on, and keep its last frame."""
         trajectory = self.trajectories[index]
-        trajectory.stopped = f"stopped at step {int(self.flight.state.step)}: {self.reason(index)}"
+        trajectory.stopped = self.why(index)
         self.line(f"{trajectory.structure.name} {trajectory.stopped}")
         self.save_frame(index)
+
+    def why(self, index):
+        return f"stopped at step {int(self.flight.stopped_at[index])}: {self.reason(index)}"
 
     def reason(self, index):
         """Why a system has a code other than 0, with the value and the limit."""
@@ -316,7 +347,7 @@ class Simulation:
         momenta, masses = state.momenta[index], bodies.masses[index]
         kinetic = float((momenta**2 / masses).sum())
         hot = kinetic / float(bodies.freedom[index]) / units.kB
-        force = float(jnp.linalg.norm(state.forces[index], axis=-1).max())
+        force = float((jnp.linalg.norm(state.forces, axis=-1) * bodies.free[..., 0])[index].max())
         rise = float(state.energy[index] - limits.energy[index]) / len(self.structures[index])
         return {
             engines.NOT_FINITE: "energy, forces or positions are no longer finite numbers",
@@ -362,7 +393,7 @@ class Simulation:
     def save_frame(self, index):
         structure, trajectory = self.structures[index], self.trajectories[index]
         state, rows = self.flight.state, slice(0, len(structure))
-        step = int(state.step)
+        step = int(self.flight.stopped_at[index] if self.flight.stopped[index] else state.step)
         if trajectory.frames and trajectory.frames[-1].step == step:
             return
         masses = np.asarray(self.setting.bodies.masses[index, rows])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mlip.deploy.spread import evaluate_spread
-from mlip.model.potential import Weights, energies_and_pull, forces_and_stress
+from mlip.model.potential import Weights, energies_and_pull, forces_and_stress, per_structure
 from mlip.simulation import integrators
 from mlip.simulation.integrators import Bodies, Method, State, Surroundings
 from mlip.simulation.neighbors import Grid, Neighbors, Room, narrow, search
@@ -103,6 +103,7 @@ class Flight:
     state: State
     table: Neighbors
     stopped: jax.Array  # [n_systems] code of why, 0 if not
+    stopped_at: jax.Array  # [n_systems] step of the state in which a system was left
     closest: jax.Array  # [n_systems] Å, shortest distance
     fits: jax.Array  # False if the next step needs more room
     needed: jax.Array  # [n_systems, 3] the room it needs; see `make_room`
@@ -131,6 +132,11 @@ def evaluate(engine, weights, systems, positions, cell, table):
             array.astype(displacement.dtype)
             for array in evaluate_spread(engine.network, engine.devices, weights, graph)
         )
+        # Sums of float32: what they leave of the total force would set the whole in motion.
+        whose = systems.real.reshape(-1, 1)
+        total = per_structure(exact, jnp.where(whose, forces, 0.0))
+        share = total / systems.real.sum(axis=1, keepdims=True)
+        forces = jnp.where(whose, forces - share[exact.structure], 0.0)
     shape = systems.real.shape
     energies = energies.reshape(shape).astype(displacement.dtype)
     energy = jnp.where(systems.real, energies, 0.0).sum(axis=1)
@@ -165,8 +171,15 @@ def launch(engine, setting, positions, momenta, cell, key):
         step=jnp.asarray(-1),
     )
     table = empty_table(engine.room, setting.systems.real.shape, cell.dtype)
-    stopped, needed = jnp.zeros(n_systems, jnp.int32), jnp.zeros((n_systems, 3), jnp.int32)
-    return Flight(state, table, stopped, zeros, jnp.asarray(True), needed)
+    return Flight(
+        state=state,
+        table=table,
+        stopped=jnp.zeros(n_systems, jnp.int32),
+        stopped_at=jnp.zeros(n_systems, jnp.int64),
+        closest=zeros,
+        fits=jnp.asarray(True),
+        needed=jnp.zeros((n_systems, 3), jnp.int32),
+    )
 
 
 def empty_table(room, shape, dtype):
@@ -209,7 +222,8 @@ def advance(engine, setting, flight, until):
         logged = after.fits & (after.state.step % engine.log_every == 0)
         index = jnp.where(logged, n_rows, engine.most_rows)
         rows = rows.at[index].set(row(engine, setting, after.state), mode="drop")
-        alive = alive.at[index].set(flight.stopped == 0, mode="drop")
+        told = (flight.stopped == 0) & (after.stopped != NOT_FINITE)
+        alive = alive.at[index].set(told, mode="drop")
         return after, rows, alive, n_rows + logged
 
     flight, rows, alive, _ = jax.lax.while_loop(more, step, (flight, rows, alive, 0))
@@ -223,23 +237,29 @@ def one_step(engine, setting, flight):
     around = course.at(state.step)
     timestep = jnp.where(state.step < 0, 0.0, course.timestep)
     moved = integrators.first_half(engine.method, bodies, around, state, timestep)
-    moved = _where(halted, state, moved)
+    broken = ~jnp.isfinite(moved.positions.sum((1, 2)) + moved.cell.sum((1, 2)))
+    moved = _where(halted | broken, state, moved)
+    # Where a system was left its atoms may be in a heap, for which no room has to be made.
+    moving = replace(systems, real=systems.real & ~halted[:, None])
     table = jax.lax.cond(
         flight.table.hold(moved.positions, moved.cell, engine.cutoff, engine.skin),
         lambda: flight.table,
-        lambda: find(engine, systems, moved.positions, moved.cell),
+        lambda: find(engine, moving, moved.positions, moved.cell),
     )
     energy, forces, stress, closest, needed = evaluate(
         engine, setting.weights, systems, moved.positions, moved.cell, table
     )
     moved = replace(moved, energy=energy, forces=forces, stress=stress)
     after = integrators.second_half(engine.method, bodies, around, moved, timestep)
-    why = jnp.where(halted, flight.stopped, judge(setting, after, closest))
+    why = jnp.where(broken, NOT_FINITE, judge(setting, after, closest))
+    why = jnp.where(halted, flight.stopped, why)
     # A state with numbers that are not finite tells nothing: the one before is kept.
     after = _where(halted | (why == NOT_FINITE), replace(state, step=after.step), after)
     closest = jnp.where(halted, flight.closest, closest)
     fits = table.complete & (needed[:, 2] <= engine.room.within).all()
-    new = Flight(after, table, why, closest, fits, needed)
+    at = jnp.where(why == NOT_FINITE, state.step, after.step)
+    at = jnp.where(halted, flight.stopped_at, at)
+    new = Flight(after, table, why, at, closest, fits, needed)
     kept = replace(flight, fits=fits, needed=needed)
     return jax.tree.map(lambda a, b: jnp.where(fits, a, b), new, kept)
 

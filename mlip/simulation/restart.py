@@ -18,7 +18,7 @@ from mlip.training.checkpoint import fingerprint
 FREE = ("steps", "checkpoint_every")
 
 
-def settings_of(potential, starts, config):
+def settings_of(potential, starts, config, folded):
     """All that decides a run, by name, in plain values."""
     digest = hashlib.sha256()
     for start in starts:
@@ -30,6 +30,7 @@ def settings_of(potential, starts, config):
     return json.loads(json.dumps({
         "the model": fingerprint(potential)[:16],
         "the start": digest.hexdigest()[:16],
+        "folded": folded,
         **table,
     }))  # fmt: skip
 
@@ -48,6 +49,7 @@ def write_checkpoint(path, settings, engine, setting, flight, files):
         "table_positions": flight.table.positions,
         "table_cell": flight.table.cell,
         "stopped": flight.stopped,
+        "stopped_at": flight.stopped_at,
         "closest": flight.closest,
         "energy_limit": setting.limits.energy,
     }
@@ -92,12 +94,21 @@ def restore(flight, arrays):
 
     Args:
       flight: one of the same shapes.
+
+    Raises:
+      ValueError: the checkpoint has other shapes, since other devices shared the atoms.
     """
+    rows, wanted = arrays["state.positions"].shape[1], flight.state.positions.shape[1]
+    if rows != wanted:
+        raise ValueError(
+            f"the checkpoint has {rows} rows of atoms, but the devices here share {wanted}; resume "
+            "on as many cores or devices as the simulation was started on"
+        )
     names = list(_named("state", flight.state))
     leaves = [jnp.asarray(arrays[name]) for name in names]
     state = jax.tree.unflatten(jax.tree.structure(flight.state), leaves)
-    stopped, closest = jnp.asarray(arrays["stopped"]), jnp.asarray(arrays["closest"])
-    return replace(flight, state=state, stopped=stopped, closest=closest)
+    others = {name: jnp.asarray(arrays[name]) for name in ("stopped", "stopped_at", "closest")}
+    return replace(flight, state=state, **others)
 
 
 def _named(prefix, tree):

@@ -134,6 +134,12 @@ def read_starts(path):
                     "simulated, so remove it"
                 )
             fixed[constraint.index] = True
+        usual = atomic_masses[atoms.numbers]
+        if not np.allclose(atoms.get_masses(), usual, rtol=1e-3, atol=0):
+            raise ValueError(
+                f"{name} has masses of its own; only those of the natural elements are simulated, "
+                "so remove the column"
+            )
         velocities = atoms.get_velocities() * units.fs if atoms.has("momenta") else None
         starts.append(Start(from_ase(atoms, name), velocities, fixed))
     return starts
