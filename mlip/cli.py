@@ -19,6 +19,7 @@ REMEDIES = {
     errno.EACCES: FORBIDDEN,
     errno.EPERM: FORBIDDEN,
     errno.EROFS: FORBIDDEN,
+    errno.EEXIST: "it is a file where a folder is needed; give another path",
     errno.EISDIR: "give a file instead of a folder",
     errno.ENOTDIR: "a part of the path is a file; give another",
     errno.ENAMETOOLONG: "give a shorter name",
@@ -47,7 +48,8 @@ def _message(error):
     """What an error says; of those of the system and of memory, with the remedy."""
     if isinstance(error, OSError) and error.strerror:
         remedy = REMEDIES.get(error.errno, "check the path")
-        return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+        path = error.filename2 or error.filename or "writing a file"
+        return f"{path}: {error.strerror}; {remedy}"
     if isinstance(error, MemoryError) and ";" not in str(error):
         return f"the memory does not suffice ({error}); take smaller batches, systems or networks"
     return error

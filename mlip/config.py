@@ -28,7 +28,9 @@ def read_toml(path):
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+        raise ValueError(
+            f"{path} is not valid TOML: {error}; correct it, in UTF-8, as name = value"
+        ) from None
     return table
 
 
@@ -121,11 +123,19 @@ def _convert(name, value, hint):
         return ", ".join(f"{k}={v}" for k, v in value.items())
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    accepted = {int: int, float: (int, float), bool: bool, str: str}[hint]
+    accepted, kind = {
+        int: (int, "an integer"),
+        float: ((int, float), "a number"),
+        bool: (bool, "true or false"),
+        str: (str, "text"),
+        dict: (dict, "a table"),
+    }[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        kind = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[hint]
         raise ValueError(f"{name} is {value!r}; give {kind}")
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {value}; give a number below 1e308") from None
 
 
 def leaves(cls):

@@ -122,9 +122,14 @@ def test_a_training_stops_where_the_data_has_errors(tmp_path):
     network = NetworkConfig(channels=2, l_max=1, correlation=2, radial_widths=(4,))
     path = foreign_frames(tmp_path)
     config = TrainConfig(train=str(path), out=str(tmp_path / "run"), network=network)
-    with pytest.raises(ValueError, match=r"has 2 errors: .*units: .*train with --no-check"):
+    with pytest.raises(ValueError, match=r"has 2 errors: .*units: .*not-finite: ") as caught:
         prepare(config)
+    assert "--no-check" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+    frames = ase.io.read(path, ":7")
+    ase.io.write(path, frames)
+    with pytest.raises(ValueError, match=r"has an error: units: .*train with --no-check"):
+        prepare(config)
 
 
 def test_a_training_tells_warnings_and_counts_notes(tmp_path):

@@ -1,5 +1,6 @@
 """Data sets: reading files into structures with labels, splitting, energies of single atoms."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def files_of(path):
         raise FileNotFoundError(f"{path} does not exist; check the path of the data")
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise Unusable(
+            "unreadable",
+            f"{path} is neither a file nor a folder",
+            "give the path of a file with structures",
+        )
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
     if not files:
         raise Unusable(
@@ -63,7 +70,7 @@ def split(structures, fraction, seed):
     Raises:
       ValueError: a fraction outside (0, 1), or one that leaves either list empty.
     """
-    n_valid = round(fraction * len(structures))
+    n_valid = round(fraction * len(structures)) if math.isfinite(fraction) else 0
     if not 0 < n_valid < len(structures):
         raise ValueError(
             f"a validation fraction of {fraction} takes {n_valid} of {len(structures)} frames; "
@@ -155,6 +162,8 @@ def _energies_of_table(text):
         name, _, number = entry.partition("=")
         try:
             values[number_of(name)] = float(number)
+            if not math.isfinite(float(number)):
+                raise ValueError
         except ValueError:
             raise Unusable(
                 "e0",

@@ -227,6 +227,7 @@ def plan_ladder(sizes, batch_size, max_atoms=None):
         alone, in a size of its own.
     """
     atoms, widths = np.array(sizes).T
+    batch_size = min(batch_size, len(sizes))
     usual = int(max(np.ceil(1.5 * batch_size * atoms.mean()), np.quantile(atoms, 0.99)))
     usual = int(min(max_atoms or usual, batch_size * atoms.max()))
     typical = int(np.ceil(batch_size * atoms.mean()))

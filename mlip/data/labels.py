@@ -1,5 +1,6 @@
 """Labels: where files keep energies, forces and stresses, and in which units; frames in and out."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,8 @@ def read_file(path):
     Raises:
       Unusable: the file is of no format that ASE reads, or damaged.
     """
+    if path.suffix in (".xyz", ".extxyz"):
+        _refuse_impossible_counts(path)
     try:
         images = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
     except (UnknownFileTypeError, StopIteration) as error:
@@ -128,9 +131,25 @@ def read_file(path):
         raise Unusable(
             "unreadable",
             f"{path} cannot be read: {type(error).__name__}: {error}",
-            "copy it again from where it was made, or remove the damaged frame",
+            "correct what is named, or copy the file again from where it was made",
         ) from None
     return [_frame(path, index, atoms) for index, atoms in enumerate(images)]
+
+
+def _refuse_impossible_counts(path):
+    """ASE would look for the atoms of a frame until their count is reached, long after the end."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        for index, line in enumerate(iter(file.readline, b"")):
+            count = int(line) if line.strip().isdigit() else 0
+            if count > size:
+                raise Unusable(
+                    "unreadable",
+                    f"{path}: frame {index} announces {count} atoms, more than the file holds",
+                    "copy it again from where it was made, or remove the damaged frame",
+                )
+            for _ in itertools.islice(file, count + 1):
+                pass
 
 
 def _frame(path, index, atoms):

@@ -9,6 +9,11 @@ from ase.data import atomic_masses, atomic_numbers, chemical_symbols, covalent_r
 COVALENT_RADII = covalent_radii  # Å, by atomic number; Cordero et al. 2008
 
 
+# Å, eV/Å and eV/Å³: beyond, float64 leaves too few digits of distances and sums.
+LARGEST = 1e7
+LARGEST_ENERGY = 1e12  # eV: a million atoms of gold with all their electrons have 5e11
+
+
 class Unusable(ValueError):
     """Data that cannot be used: the broken rule in a word, the problem, and the remedy."""
 
@@ -51,9 +56,11 @@ class Structure:
             array = _checked(self.name, field, getattr(self, field), dtype, shape)
             object.__setattr__(self, field, array)
         self._check_atoms()
-        if self.energy is not None and not np.isfinite(self.energy):
+        if self.energy is not None and not abs(self.energy) <= LARGEST_ENERGY:
             raise Unusable(
-                "not-finite", f"{self.name}: the energy is {self.energy}", "remove the frame"
+                "too-large" if np.isfinite(self.energy) else "not-finite",
+                f"{self.name}: the energy is {self.energy:g} eV",
+                "check its unit, or remove the frame",
             )
         periodic = self.cell[self.pbc]
         lengths = np.linalg.norm(periodic, axis=1)
@@ -122,6 +129,12 @@ def _checked(name, field, values, dtype, shape):
             "not-finite",
             f"{name}: {field} hold {array[tuple(bad)]} at {tuple(bad.tolist())}",
             "remove the frame or mend its source",
+        )
+    if dtype is float and array.size and (most := np.abs(array).max()) > LARGEST:
+        raise Unusable(
+            "too-large",
+            f"{name}: {field} reach {most:.3g}, where {LARGEST:g} (of Å and eV) is the most",
+            "check their unit, or remove the frame",
         )
     array.setflags(write=False)
     return array

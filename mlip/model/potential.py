@@ -287,6 +287,8 @@ def untrained(config, species, seed=0, average_neighbors=15.0, e0=None, dtype="f
       species: symbols or atomic numbers.
       e0: energies of the isolated atoms by symbol, eV; 0 where absent.
     """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be zero or positive")
     numbers = tuple(sorted({number_of(s) for s in species}))
     e0 = {number_of(s): energy for s, energy in (e0 or {}).items()}
     zeros = np.zeros(len(numbers))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mlip import config as settings
 from mlip.data.structure import number_of, symbol
 from mlip.files import atomic_write
 from mlip.model.network import Network, NetworkConfig, parameter_shapes
@@ -19,6 +20,24 @@ from mlip.model.potential import Potential
 FORMAT = "mlip-jax model"
 FORMAT_VERSION = 2  # 2: the network has more settings, all with the defaults of 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model file says beside its tensors."""
+
+    format: str
+    format_version: int
+    package_version: str
+    config: NetworkConfig
+    species: tuple[str, ...]
+    e0: tuple[float, ...]  # eV
+    shift: tuple[float, ...]  # eV
+    scale: tuple[float, ...]  # eV
+    average_neighbors: float
+    dtype: str
+    units: dict
+    training: dict
 
 
 def save_model(potential, path):
@@ -34,7 +53,7 @@ def save_model(potential, path):
     text = json.dumps(card, sort_keys=True)
     metadata = {"mlip": text, "sha256": _digest(text, tensors)}
     with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def fingerprint(potential):
@@ -98,13 +117,17 @@ def load_model(path, dtype=None):
     try:
         card = json.loads(metadata["mlip"])
         foreign = card["format"] != FORMAT
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         foreign = True
     if foreign:
-        raise ValueError(f"{path} is a safetensors file, but no model of mlip-jax")
-    if card["format_version"] > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {card['format_version']}, written by mlip-jax "
+            f"{path} is a safetensors file, but no model of mlip-jax; give the model.safetensors "
+            "of a run"
+        )
+    version_found = card.get("format_version")
+    if not isinstance(version_found, int) or version_found > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version_found!r}, written by mlip-jax "
             f"{card.get('package_version')}; this version reads up to {FORMAT_VERSION}. Update "
             "mlip-jax"
         )
@@ -113,30 +136,37 @@ def load_model(path, dtype=None):
             f"{path} is damaged: its contents do not match their sha256; copy it again from where "
             "it was made"
         )
+    try:
+        return _potential(settings.from_table(Card, card), tensors, dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error}; the file was put together wrongly, save it anew"
+        ) from None
+
+
+def _potential(card, tensors, dtype):
     potential = Potential(
-        config=NetworkConfig(**card["config"]),
-        species=tuple(number_of(s) for s in card["species"]),
+        config=card.config,
+        species=tuple(number_of(s) for s in card.species),
         parameters=tensors,
-        e0=np.array(card["e0"]),
-        shift=np.array(card["shift"]),
-        scale=np.array(card["scale"]),
-        average_neighbors=card["average_neighbors"],
-        dtype=dtype or card["dtype"],
-        training=card["training"],
+        e0=np.array(card.e0),
+        shift=np.array(card.shift),
+        scale=np.array(card.scale),
+        average_neighbors=card.average_neighbors,
+        dtype=dtype or card.dtype,
+        training=card.training,
     )
-    _check_shapes(path, potential)
-    return potential
-
-
-def _check_shapes(path, potential):
     expected = parameter_shapes(potential.network)
-    found = {name: np.shape(value) for name, value in potential.parameters.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = tensors.get(name)
+        if np.shape(found) != expected.get(name) or found is None:
             raise ValueError(
-                f"{path}: the tensor {name} has shape {found.get(name)}, but its configuration "
-                f"asks for {expected.get(name)}; the file was put together wrongly"
+                f"the tensor {name} has shape {None if found is None else found.shape}, but the "
+                f"configuration asks for {expected.get(name)}"
             )
+        if found.dtype.kind != "f" or not np.isfinite(found).all():
+            raise ValueError(f"the tensor {name} ({found.dtype}) holds more than finite numbers")
+    return potential
 
 
 class RunStates:

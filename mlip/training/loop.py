@@ -113,9 +113,9 @@ def train(config, resume=False, show=None):
     config, show = adopt_network(config), show or Silent()
     out = Path(config.out)
     check_folder(out, config, resume)
+    potential, frames, valid_frames, lines = prepare(config)
     keep_compiled_programs()
     require_correct_arithmetic()
-    potential, frames, valid_frames, lines = prepare(config)
     for text in lines:
         show.line(text)
     out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mlip import config as settings
-from mlip.data.checks.doctor import check
+from mlip.data.checks.doctor import JUDGEMENTS, check
 from mlip.data.checks.findings import counted, error_text
 from mlip.data.dataset import (
     atomic_energies,
@@ -80,8 +80,8 @@ class TrainConfig:
             )
         for name in ("batch_size", "max_atoms", "max_epochs", "max_minutes", "patience"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; it must be positive")
+            if value is not None and not 0 < value < 2**31:
+                raise ValueError(f"{name} is {value}; it must be positive and less than 2^31")
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise ValueError(
                 f"checkpoint_seconds is {self.checkpoint_seconds}; it must be zero or positive"
@@ -204,9 +204,9 @@ def _read(config, valid):
         return read(config.train, config.keys), []
     report = check(config.train, config.keys, config.network.cutoff, e0=config.e0, against=valid)
     if errors := report.graded("error"):
-        raise ValueError(
-            f"{error_text(config.train, errors)}. If it is meant so, train with --no-check"
-        )
+        judged = all(finding.check in JUDGEMENTS for finding in errors)
+        hint = ". If it is meant so, train with --no-check" if judged else ""
+        raise ValueError(error_text(config.train, errors) + hint)
     remarks = [f"warning: {finding}" for finding in report.graded("warning")]
     if notes := report.graded("note"):
         remarks.append(f"{counted(len(notes), 'note')} on the data: mlip check {config.train}")

@@ -19,6 +19,17 @@ from mlip.data.labels import (
 from mlip.data.structure import Unusable
 from mlip.files import atomic_write
 
+# Errors that numbers speak for, but that a set made on purpose may have.
+JUDGEMENTS = {
+    "equal-energies",
+    "reference-energies",
+    "stress-of-model",
+    "stress-order",
+    "stress-sign",
+    "stress-unit",
+    "units",
+    "zero-forces",
+}
 LONGEST_CUTOFF = 20.0  # Å, that of the network
 # Frames that these refuse are left out by `mend`; whatever else is an error it cannot put right.
 MENDABLE = {
@@ -28,6 +39,7 @@ MENDABLE = {
     "no-cell",
     "not-finite",
     "not-numbers",
+    "too-large",
     "unknown-element",
     "wrong-shape",
 }
