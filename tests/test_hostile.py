@@ -141,7 +141,7 @@ FRAMES = {
     "lattice flat": frame("zero or linearly dependent", "9 0 0 0 9 0", "9 0 0 9 0 0"),
     "lattice 1e30": frame("cell reach 1e+30", "9 0 0 0 9 0", "1e30 0 0 0 9 0"),
     "10^9 pairs": frame(
-        "pairs, more than 1e+08; check", "9 0 0 0 9 0 0 0 9", ".0126 0 0 0 .0126 0 0 0 .0126"
+        "pairs, more than 1e+08", "9 0 0 0 9 0 0 0 9", ".0126 0 0 0 .0126 0 0 0 .0126"
     ),
     "periodic twice": frame("bad.xyz", '"T T T"', '"T T"'),
     "no label": every_frame("has no energy; found the keys E, ", "energy", "E"),
