@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,6 +43,13 @@ CONFIGS = {
         zbl_scaled=True,
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Let a file's programs go: each keeps maps of memory, and a process may have 65,530 of them."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -166,7 +167,11 @@ def readme_commands():
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     joined = "\n".join(blocks).replace("\\\n", " ")
-    return [line.split() for line in joined.splitlines() if line.startswith("mlip ")]
+    return [
+        shlex.split(line, comments=True)
+        for line in joined.splitlines()
+        if line.startswith("mlip ")
+    ]
 
 
 def test_every_option_that_the_readme_shows_exists():

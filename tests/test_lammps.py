@@ -298,7 +298,7 @@ def test_lammps_minimizes(answers, ranks):
 
 
 ERRORS = {
-    "coincident": "ValueError: step 0 on rank .* are 0.0001 Å apart|RuntimeError: .*Å apart",
+    "coincident": "Unusable: step 0 on rank .* are 0.0001 Å apart|RuntimeError: .*Å apart",
     "few": "ValueError: elements are H, O, but LAMMPS has 3 atom types; name the element of each",
     "unknown": "ValueError: the potential was not trained on C; it knows H, O, Si",
     "swapped": "type 1 is O, but its mass is that of H, 1.008; list the elements in the types'",

@@ -127,7 +127,7 @@ class Files:
     """Where results go; checked before anything is computed.
 
     Raises:
-      ValueError: a name that is not that of an extended XYZ file.
+      ValueError: a name that is not that of an extended XYZ file, or one for two purposes.
       FileExistsError: a file that exists and is not to be overwritten.
       OSError: a folder that cannot be written.
     """
@@ -139,6 +139,8 @@ class Files:
         if path is not None and n_structures > 1:
             names = [f"{path.stem}_{index:03d}{path.suffix}" for index in range(n_structures)]
             self.trajectories = [path.with_name(name) for name in names]
+        if self.out in self.trajectories:
+            raise ValueError(f"{self.out} is to hold both results and steps; name two files")
         for path in [*([self.out] if self.out else []), *self.trajectories]:
             if path.suffix not in (".xyz", ".extxyz") or path.is_dir():
                 raise ValueError(f"{path} is to be an extended XYZ file; name one, such as a.xyz")
