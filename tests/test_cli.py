@@ -168,9 +168,7 @@ def readme_commands():
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     joined = "\n".join(blocks).replace("\\\n", " ")
     return [
-        shlex.split(line, comments=True)
-        for line in joined.splitlines()
-        if line.startswith("mlip ")
+        shlex.split(line, comments=True) for line in joined.splitlines() if line.startswith("mlip ")
     ]
 
 
