@@ -32,9 +32,12 @@ def map_blocks(function, block, *arrays):
     n_blocks = -(-n_atoms // block)
 
     def cut(array):
-        # Rows that fill the last block repeat the last atom, for which every function is finite.
-        spare = [(0, n_blocks * block - n_atoms)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, spare, mode="edge").reshape(n_blocks, block, *array.shape[1:])
+        if spare := n_blocks * block - n_atoms:
+            # The last atom again, for which every function is finite; what becomes of it is cut
+            # off. Told so, the reverse pass fills no arrays with its zero derivatives.
+            last = jax.lax.stop_gradient(array[-1:])
+            array = jnp.concatenate([array, jnp.repeat(last, spare, axis=0)])
+        return array.reshape(n_blocks, block, *array.shape[1:])
 
     def join(array):
         return array.reshape(n_blocks * block, *array.shape[2:])[:n_atoms]
