@@ -1,13 +1,19 @@
-"""Errors on held-out frames after a given time of training with the defaults.
+"""Errors on held-out frames after a given time of training, beside published ones.
 
     python benchmarks/accuracy.py --set acac --minutes 20 --cores 0
-    python benchmarks/accuracy.py --set ethanol --minutes 10 --cores 0
-    python benchmarks/accuracy.py --set silicon --minutes 10 --cores 0
+    python benchmarks/accuracy.py --set 3bpa --size medium --minutes 60 --cores 0,1 --run runs/3bpa
+    python benchmarks/accuracy.py --set silicon --minutes 10 --seeds 0,1,2
 
-Prints a table and writes a JSON row to `benchmarks/results/accuracy_SET.json`: test errors at the
-end and over time, settings, versions, machine, date. `acac` reads the public set beside the
-repository; the other two ship with the package. Weights are selected on frames split from the
-training file alone.
+Prints a table and writes a JSON row to `benchmarks/results/accuracy_SET.json` (with the size in the
+name, unless it is small): test errors at the end and over time, settings, versions, machine, date.
+`ethanol` and `silicon` ship with the package; the other sets are public ones beside the repository.
+Weights are selected on frames split from the training file alone. With `--run` a run that was
+stopped goes on with the time that is left. Several seeds are trained one after another; the row
+then has the mean of their errors and the standard deviation.
+
+Of `3bpa` every tenth frame of `train_300K` is held out as the test at 300 K; the tests at 600 and
+1200 K are the frames of `train_mixedT` at those temperatures, which are not those of the
+published figures. `mlearn` is tested on its own test files, `water` on the last of its four parts.
 """
 
 import argparse
@@ -16,6 +22,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -28,13 +35,38 @@ PUBLIC = ROOT.parent / "shared" / "data"
 SHIPPED = ROOT / "mlip" / "datasets"
 SETS = {
     "acac": {
-        "train": PUBLIC / "acac" / "train_300K.xyz",
+        "train": [PUBLIC / "acac" / "train_300K.xyz"],
         "e0": PUBLIC / "acac" / "isolated_atoms.xyz",
         "test": {"300 K": PUBLIC / "acac" / "test_MD_300K.xyz"},
         "level": "acetylacetone, PBE+D3/def2-SVP (BOTNet-datasets)",
     },
+    "3bpa": {
+        "train": [PUBLIC / "3bpa" / "train_300K.xyz"],
+        "hold_out": ("300 K", 10),  # every tenth frame of it
+        "e0": PUBLIC / "3bpa" / "iso_atoms.xyz",
+        "test": {  # ordered by temperature
+            "600 K": (PUBLIC / "3bpa" / "train_mixedT.xyz", slice(167, 333)),
+            "1200 K": (PUBLIC / "3bpa" / "train_mixedT.xyz", slice(334, 500)),
+        },
+        "level": "3BPA, wB97X/6-31G(d) (BOTNet-datasets)",
+    },
+    "mlearn-si": {
+        "train": [PUBLIC / "mlearn" / "Si" / "train.xyz"],
+        "test": {"all": PUBLIC / "mlearn" / "Si" / "test.xyz"},
+        "level": "silicon, PBE (mlearn)",
+    },
+    "mlearn-mo": {
+        "train": [PUBLIC / "mlearn" / "Mo" / "train.xyz"],
+        "test": {"all": PUBLIC / "mlearn" / "Mo" / "test.xyz"},
+        "level": "molybdenum, PBE (mlearn)",
+    },
+    "water": {
+        "train": [PUBLIC / "water" / f"data_{part}.xyz" for part in range(3)],
+        "test": {"all": PUBLIC / "water" / "data_3.xyz"},
+        "level": "liquid water (example of DeePMD-kit)",
+    },
     "ethanol": {
-        "train": SHIPPED / "ethanol_train.xyz",
+        "train": [SHIPPED / "ethanol_train.xyz"],
         "e0": SHIPPED / "ethanol_isolated_atoms.xyz",
         "test": {
             "300 K": SHIPPED / "ethanol_test_300K.xyz",
@@ -43,10 +75,32 @@ SETS = {
         "level": "ethanol, PBE/def2-SVP",
     },
     "silicon": {
-        "train": SHIPPED / "silicon_train.xyz",
-        "e0": "auto",
+        "train": [SHIPPED / "silicon_train.xyz"],
         "test": {"all": SHIPPED / "silicon_test.xyz"},
         "level": "silicon, PBE",
+    },
+}
+KEYS = {"stress_key": "vasp_stress_kbar", "stress_unit": "-kbar"}  # of mlearn
+SIZES = {
+    "small": {"channels": 64},
+    "medium": {"channels": 128, "hidden_l": 1},
+    "large": {"channels": 128, "hidden_l": 2},
+}
+# RMSE, meV per molecule / meV/Å, trained on train_300K: MACE, Batatia et al. 2022
+# (arXiv:2206.07697), tables 2 and 3, and the codes compared there.
+PUBLISHED = {
+    "acac": {
+        "MACE L=2": {"300 K": (0.9, 5.1)},
+        "NequIP L=3": {"300 K": (0.81, 5.90)},
+        "BOTNet L=3": {"300 K": (0.89, 6.3)},
+    },
+    "3bpa": {
+        "MACE L=2": {"300 K": (3.0, 8.8), "600 K": (9.7, 21.8), "1200 K": (29.8, 62.0)},
+        "MACE L=1": {"300 K": (3.4, 10.3), "600 K": (9.9, 24.6), "1200 K": (31.7, 67.8)},
+        "MACE L=0": {"300 K": (4.5, 14.6), "600 K": (13.7, 33.3), "1200 K": (37.1, 81.6)},
+        "NequIP L=3": {"300 K": (3.3, 10.8), "600 K": (11.2, 26.4), "1200 K": (38.5, 76.2)},
+        "BOTNet L=3": {"300 K": (3.1, 11.0), "600 K": (11.5, 26.7), "1200 K": (39.1, 81.1)},
+        "Allegro L=3": {"300 K": (3.84, 12.98), "600 K": (12.07, 29.17), "1200 K": (42.57, 82.96)},
     },
 }
 COLUMNS = (
@@ -88,73 +142,149 @@ def machine():
     }
 
 
-def test_errors(model, tests):
+def divide(chosen, folder):
+    """The training file and the test frames of a set; files that are put together lie in `folder`.
+
+    Frames of a test that stand in the training file too are left out.
+    """
+    import ase.io
+
+    train = [atoms for path in chosen["train"] for atoms in ase.io.read(path, ":")]
+    path, tests = chosen["train"][0], {}
+    if "hold_out" in chosen:
+        name, every = chosen["hold_out"]
+        tests[name] = train[::every]
+        train = [atoms for index, atoms in enumerate(train) if index % every]
+    if len(chosen["train"]) > 1 or "hold_out" in chosen:
+        path = Path(folder) / "train.xyz"
+        ase.io.write(path, train)
+    known = {atoms.positions.tobytes() for atoms in train}
+    for name, source in chosen["test"].items():
+        file, part = source if isinstance(source, tuple) else (source, slice(None))
+        frames = ase.io.read(file, ":")[part]
+        tests[name] = [atoms for atoms in frames if atoms.positions.tobytes() not in known]
+    for name, frames in tests.items():
+        ase.io.write(Path(folder) / f"test {name}.xyz", frames)
+    return path, {name: Path(folder) / f"test {name}.xyz" for name in tests}
+
+
+def test_errors(model, tests, keys):
     import mlip
     from mlip.training.evaluation import metrics, parity
 
     potential, errors = mlip.load(model), {}
     for name, path in tests.items():
-        frames = mlip.read(path)
+        frames = mlip.read(path, keys)
         found = metrics(parity(frames, potential.predict(frames)))
-        errors[name] = {key: found[key] for key in COLUMNS}
+        errors[name] = {"frames": len(frames)} | {key: found[key] for key in COLUMNS}
     return errors
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--set", choices=SETS, required=True)
-    parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--cores", default="0", help="cores to run on, such as 0 or 0,1")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", type=Path, help="folder of the run; a temporary one if not given")
-    parser.add_argument("--out", type=Path, help="JSON file; under benchmarks/results if not given")
-    args = parser.parse_args()
-    chosen = SETS[args.set]
-    if not chosen["train"].exists():
-        sys.exit(f"{chosen['train']} is absent; the public sets lie beside the repository")
-    # Before jax starts its threads.
-    os.sched_setaffinity(0, {int(core) for core in args.cores.split(",")})
+def train_one(args, seed, run, data):
+    """A row of one training."""
     import mlip
     from mlip.report import Screen
 
-    run = args.run or Path(tempfile.mkdtemp()) / "run"
+    path, tests = data
+    keys = mlip.LabelKeys(**(KEYS if args.set.startswith("mlearn") else {}))
     config = mlip.TrainConfig(
-        train=str(chosen["train"]),
+        train=str(path),
         valid="0.1",
-        e0=str(chosen["e0"]),
+        e0=str(SETS[args.set].get("e0", "auto")),
         out=str(run),
         max_minutes=args.minutes,
-        seed=args.seed,
+        seed=seed,
+        keys=keys,
+        network=mlip.NetworkConfig(**SIZES[args.size]),
     )
     snapshots = Snapshots(run / "model.safetensors", Path(tempfile.mkdtemp()))
     snapshots.start()
     with Screen() as screen:
-        potential = mlip.train(config, show=screen)
+        potential = mlip.train(config, resume=any((run / "states").glob("*")), show=screen)
     snapshots.ended.set()
     snapshots.join()
-    row = {
-        "set": args.set,
-        "level": chosen["level"],
-        "minutes": args.minutes,
-        "seed": args.seed,
+    return {
+        "seed": seed,
         "parameters": potential.n_parameters,
         "frames_trained_on": potential.training["n_train"],
         "frames_validated_on": potential.training["n_valid"],
         "steps": potential.training["steps"],
         "epochs": potential.training["epochs"],
-        "test": test_errors(run / "model.safetensors", chosen["test"]),
+        "test": test_errors(run / "model.safetensors", tests, keys),
         "over_time": [
-            {"minutes": round(seconds / 60, 2), **test_errors(file, chosen["test"])}
+            {"minutes": round(seconds / 60, 2), **test_errors(file, tests, keys)}
             for seconds, file in sorted(snapshots.files.items())
         ],
+    }
+
+
+def mean_and_spread(rows):
+    """Errors of several seeds: their mean, and the standard deviation."""
+    mean, spread = {}, {}
+    for name, errors in rows[0]["test"].items():
+        values = {key: [row["test"][name][key] for row in rows] for key in errors}
+        known = {key: v for key, v in values.items() if v[0] is not None}
+        mean[name] = dict.fromkeys(errors) | {key: statistics.mean(v) for key, v in known.items()}
+        spread[name] = {key: statistics.stdev(v) for key, v in known.items() if key != "frames"}
+    return mean, spread
+
+
+def show(name, row):
+    """Our errors and the published ones on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{row['level']}: RMSE, energy meV a structure / forces meV/Å")
+    table.add_column("code")
+    for test in row["test"]:
+        table.add_column(test, justify="right")
+    pairs = [(e["energy_rmse_mev"], e["forces_rmse_mev_per_A"]) for e in row["test"].values()]
+    ours = f"ours {row['size']}, {row['parameters']} parameters, {row['minutes']:g} min"
+    table.add_row(ours, *(f"{energy:.2f} / {forces:.2f}" for energy, forces in pairs))
+    for code, errors in PUBLISHED.get(name, {}).items():
+        cells = [errors.get(test) for test in row["test"]]
+        table.add_row(code, *("" if pair is None else f"{pair[0]} / {pair[1]}" for pair in cells))
+    Console().print(table)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--set", choices=SETS, required=True)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--minutes", type=float, required=True, help="of each training")
+    parser.add_argument("--cores", default="0", help="cores to run on, such as 0 or 0,1")
+    parser.add_argument("--seeds", default="0", help="one or several, such as 0,1,2")
+    parser.add_argument("--run", type=Path, help="folder of the runs; a temporary one if not given")
+    parser.add_argument("--out", type=Path, help="JSON file; under benchmarks/results if not given")
+    args = parser.parse_args()
+    chosen = SETS[args.set]
+    if missing := [path for path in chosen["train"] if not path.exists()]:
+        sys.exit(f"{missing[0]} is absent; the public sets lie beside the repository")
+    # Before jax starts its threads.
+    os.sched_setaffinity(0, {int(core) for core in args.cores.split(",")})
+    folder = args.run or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    data = divide(chosen, folder)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    rows = [train_one(args, seed, folder / f"seed{seed}", data) for seed in seeds]
+    row = {
+        "set": args.set,
+        "level": chosen["level"],
+        "size": args.size,
+        "minutes": args.minutes,
+        **rows[0],
+        "published": PUBLISHED.get(args.set, {}),
         "command": "python " + " ".join(["benchmarks/accuracy.py", *sys.argv[1:]]),
         **machine(),
     }
-    out = args.out or ROOT / "benchmarks" / "results" / f"accuracy_{args.set}.json"
+    if len(rows) > 1:
+        row["test"], row["spread"] = mean_and_spread(rows)
+        row["runs"] = [{key: one[key] for key in ("seed", "steps", "test")} for one in rows]
+    name = args.set if args.size == "small" else f"{args.set}_{args.size}"
+    out = args.out or ROOT / "benchmarks" / "results" / f"accuracy_{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(row, indent=1) + "\n")
-    for name, errors in row["test"].items():
-        print(name, {key: None if v is None else round(v, 3) for key, v in errors.items()})
+    show(args.set, row)
     print(f"wrote {out}")
 
 
