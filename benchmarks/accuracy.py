@@ -33,6 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT.parent / "shared" / "data"
 SHIPPED = ROOT / "mlip" / "datasets"
+KEYS = {"stress_key": "vasp_stress_kbar", "stress_unit": "-kbar"}  # of mlearn
 SETS = {
     "acac": {
         "train": [PUBLIC / "acac" / "train_300K.xyz"],
@@ -53,11 +54,13 @@ SETS = {
     "mlearn-si": {
         "train": [PUBLIC / "mlearn" / "Si" / "train.xyz"],
         "test": {"all": PUBLIC / "mlearn" / "Si" / "test.xyz"},
+        "keys": KEYS | {"stress_order": "vasp"},
         "level": "silicon, PBE (mlearn)",
     },
     "mlearn-mo": {
         "train": [PUBLIC / "mlearn" / "Mo" / "train.xyz"],
         "test": {"all": PUBLIC / "mlearn" / "Mo" / "test.xyz"},
+        "keys": KEYS | {"stress_order": "xx yy zz xy xz yz"},
         "level": "molybdenum, PBE (mlearn)",
     },
     "water": {
@@ -80,7 +83,6 @@ SETS = {
         "level": "silicon, PBE",
     },
 }
-KEYS = {"stress_key": "vasp_stress_kbar", "stress_unit": "-kbar"}  # of mlearn
 SIZES = {
     "small": {"channels": 64},
     "medium": {"channels": 128, "hidden_l": 1},
@@ -186,7 +188,7 @@ def train_one(args, seed, run, data):
     from mlip.report import Screen
 
     path, tests = data
-    keys = mlip.LabelKeys(**(KEYS if args.set.startswith("mlearn") else {}))
+    keys = mlip.LabelKeys(**SETS[args.set].get("keys", {}))
     config = mlip.TrainConfig(
         train=str(path),
         valid="0.1",
