@@ -185,7 +185,7 @@ def test_errors(model, tests, keys):
 def train_one(args, seed, run, data):
     """A row of one training."""
     import mlip
-    from mlip.report import Screen
+    from mlip.screen import Screen
 
     path, tests = data
     keys = mlip.LabelKeys(**SETS[args.set].get("keys", {}))

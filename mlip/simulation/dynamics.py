@@ -56,7 +56,7 @@ def run(
         001, … for several systems; None keeps all in memory.
       resume: go on from the checkpoint in `out`; on a CPU bit for bit as if never stopped.
       show: an object with `line(text)` and `update(step, trajectories)`, such as
-        `mlip.report.DynamicsScreen`.
+        `mlip.screen.DynamicsScreen`.
       folded: compute with the folded potential (see `mlip.fold`), several times faster.
 
     Returns:

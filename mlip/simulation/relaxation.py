@@ -61,7 +61,7 @@ def relax(
         number added to the name.
       overwrite: replace files that exist.
       show: an object with `line(text)` and `update(done, of, going)`; see
-        `mlip.report.RelaxationScreen`.
+        `mlip.screen.RelaxationScreen`.
       folded: compute with the folded potential (see `mlip.fold`), several times faster.
 
     Returns:

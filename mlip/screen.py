@@ -1,9 +1,7 @@
-"""What a user sees: progress, tables on the terminal, plots."""
+"""What a user sees on the terminal: progress and tables."""
 
-import json
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -17,12 +15,6 @@ from mlip.units import MEV
 
 MOST_ROWS = 40  # of a table on the screen
 LINE_SECONDS = 15.0  # between two lines of progress that stay on the screen
-LABELS = {
-    "energy": ("Energy", "eV/atom", "meV/atom"),
-    "forces": ("Force component", "eV/Å", "meV/Å"),
-    "stress": ("Stress component", "eV/Å³", "meV/Å³"),
-}
-COLORS = {"energy": "#1b6ca8", "forces": "#c8553d", "stress": "#4f772d"}
 
 
 class Screen:
@@ -337,76 +329,15 @@ def memory_lines(needs):
     }
 
 
-def plot_parity(found, folder):
-    """One PNG for each property of a `parity`: predicted against reference, and the errors.
-
-    Returns:
-      the files written.
-    """
-    files = []
-    for name, values in found.items():
-        title, unit, small_unit = LABELS[name]
-        divisor = values.n_atoms if name == "energy" else 1.0
-        reference, predicted = values.reference / divisor, values.predicted / divisor
-        if name == "energy":
-            offset = reference.mean()
-            reference, predicted = reference - offset, predicted - offset
-            title = "Energy above the mean"
-        error = MEV * (predicted - reference)
-        figure = _figure(figsize=(8, 3.6))
-        left, right = figure.subplots(1, 2)
-        ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
-        left.plot(ends, ends, color="0.6", lw=1, zorder=0)
-        left.plot(reference, predicted, ".", ms=3, color=COLORS[name], alpha=0.6, rasterized=True)
-        left.set(xlabel=f"DFT ({unit})", ylabel=f"predicted ({unit})", title=title)
-        left.set_aspect("equal")
-        right.hist(error, bins=min(60, max(10, len(error) // 5)), color=COLORS[name])
-        rmse, mae = np.sqrt((error**2).mean()), np.abs(error).mean()
-        right.set(
-            xlabel=f"error ({small_unit})",
-            ylabel="count",
-            title=f"RMSE {rmse:.2f}, MAE {mae:.2f} {small_unit}",
-        )
-        files.append(_save(figure, Path(folder) / f"parity_{name}.png"))
-    return files
-
-
-def plot_learning_curve(rows, path):
-    """Training and validation errors of a run against wall time; a panel for each property."""
-    keys = {
-        "energy_rmse_mev_per_atom": "energy RMSE (meV/atom)",
-        "forces_rmse_mev_per_A": "forces RMSE (meV/Å)",
-        "stress_rmse_mev_per_A3": "stress RMSE (meV/Å³)",
-    }
-    keys = {k: v for k, v in keys.items() if rows and rows[-1][f"valid_{k}"] is not None}
-    figure = _figure(figsize=(4.2 * len(keys), 3.4))
-    minutes = [row["seconds"] / 60 for row in rows]
-    for panel, (key, label) in zip(np.atleast_1d(figure.subplots(1, len(keys))), keys.items()):
-        for part, color in (("train", "0.6"), ("valid", "#1b6ca8")):
-            values = [np.nan if (v := row[f"{part}_{key}"]) is None else v for row in rows]
-            panel.plot(minutes, values, ".-", ms=2, lw=1, color=color, label=part)
-        panel.set(xlabel="minutes", ylabel=label, yscale="log")
-        panel.grid(alpha=0.3, which="both")
-        panel.legend(frameon=False)
-    return _save(figure, Path(path))
-
-
-def write_run_report(folder):
-    """Learning curve of a finished run, beside its metrics."""
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    plot_learning_curve([json.loads(line) for line in lines], Path(folder) / "learning_curve.png")
-
-
-def _figure(figsize):
-    from matplotlib.figure import Figure  # here, since commands without plots are quicker so
-
-    return Figure(figsize=figsize, layout="constrained")
-
-
-def _save(figure, path):
-    import matplotlib
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.size": 9}):
-        figure.savefig(path, dpi=150)
-    return path
+def comparison_table(names, rows):
+    """Training runs side by side; `rows` as `mlip.report.compare.compare` gives them."""
+    table = Table()
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for key, values in rows.items():
+        cells = [
+            f"{v:.4g}" if isinstance(v, float) else "–" if v is None else str(v) for v in values
+        ]
+        table.add_row(key, *cells)
+    return table

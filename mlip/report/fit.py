@@ -1,0 +1,307 @@
+"""Reports on a fit: of a training run, and of an evaluation."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mlip import config as settings
+from mlip.data.checks.doctor import check
+from mlip.data.checks.findings import listed
+from mlip.data.dataset import is_isolated, read, split
+from mlip.report import figures, probes
+from mlip.report.page import Figure, Section, Table, pairs, provenance, write
+from mlip.screen import card, summary_table
+from mlip.training.checkpoint import fingerprint, load_model
+from mlip.training.evaluation import metrics, parity
+from mlip.training.setup import TrainConfig
+from mlip.units import MEV
+
+WORST = 10  # frames that are named
+MOST_ATOMS = 200  # of a structure that probes are tried on
+COLUMNS = {
+    "energy, meV/atom": "energy_rmse_mev_per_atom",
+    "energy, meV": "energy_rmse_mev",
+    "forces, meV/Å": "forces_rmse_mev_per_A",
+    "stress, meV/Å³": "stress_rmse_mev_per_A3",
+}
+
+
+def report_training(folder):
+    """Write `report.html` and `report.json` of a finished run into its folder."""
+    folder = Path(folder)
+    config = settings.from_toml(TrainConfig, folder / "config.toml")
+    potential = load_model(folder / "model.safetensors")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    looked = check(config.train, config.keys, config.network.cutoff, config.e0)
+    train = [s for s in looked.structures if not is_isolated(s, config.network.cutoff)]
+    if Path(config.valid).exists():
+        valid = [
+            s for s in read(config.valid, config.keys) if not is_isolated(s, config.network.cutoff)
+        ]
+    else:
+        train, valid = split(train, float(config.valid), config.seed)
+    predictions = potential.predict(valid)
+    errors = metrics(parity(valid, predictions))
+    key = {name: errors[column] for name, column in COLUMNS.items() if errors[column] is not None}
+    figures.to_png(
+        *figures.learning_curves({"run": rows}, together=True), folder / "learning_curve.png"
+    )
+    sections = [
+        data_section(looked),
+        Section(
+            "Learning curves",
+            [
+                Figure(
+                    "Errors on the training frames, taken while the weights moved, and of the "
+                    "averaged weights on the validation frames.",
+                    figures.learning_curves({"run": rows}),
+                )
+            ],
+            {"epochs": rows},
+        ),
+        *error_sections(valid, predictions, errors, "the validation frames"),
+        *model_sections(potential, train, valid),
+        provenance(
+            (folder / "config.toml").read_text(encoding="utf-8"),
+            {"model": fingerprint(potential), **training_facts(potential)},
+        ),
+    ]
+    about = (
+        f"{potential.n_parameters} parameters trained on {len(train)} frames, "
+        f"{rows[-1]['seconds'] / 60:.1f} minutes; errors (RMSE) on {len(valid)} validation frames"
+    )
+    write(folder, f"Training of {folder.resolve().name}", about, key, sections)
+
+
+def report_evaluation(folder, model, data, potential, structures, predictions):
+    """Write `report.html` and `report.json` of a model's errors on a data set.
+
+    Args:
+      model, data: what they are called.
+    """
+    errors = metrics(parity(structures, predictions))
+    key = {name: errors[column] for name, column in COLUMNS.items() if errors[column] is not None}
+    about = f"Errors (RMSE) on {len(structures)} frames of {data}"
+    sections = [
+        *error_sections(structures, predictions, errors, data),
+        provenance(
+            settings.to_toml(potential.config),
+            {"model": fingerprint(potential), **training_facts(potential)},
+        ),
+    ]
+    write(folder, f"Evaluation of {model}", about, key, sections)
+
+
+def training_facts(potential):
+    """What a model file says of its training."""
+    return {f"training {name}": str(value) for name, value in potential.training.items()}
+
+
+def data_section(looked):
+    """What the data holds and what was found in it."""
+    parts = [pairs(summary_table(looked.summary))]
+    found = [
+        [f.grade, f.check, f.message, listed(f.frames) if f.frames else "the whole set", f.remedy]
+        for f in looked.findings
+    ]
+    heads = ("", "check", "found", "in", "what to do")
+    parts.append(Table(heads, found) if found else "Nothing suspicious was found in it.")
+    return Section("Data", parts, looked.table())
+
+
+def error_sections(structures, predictions, errors, where):
+    """Errors by group and element, parity plots, errors by force, worst frames."""
+    columns = {name: key for name, key in COLUMNS.items() if errors[key] is not None}
+    rows = []
+    groups = {name or "no config_type": found for name, found in errors["groups"].items()}
+    elements = {f"forces on {name}": found for name, found in errors["elements"].items()}
+    for name, found in {"all": errors, **groups, **elements}.items():
+        cells = [found.get(key) for key in columns.values()]
+        cells += [found.get(key.replace("rmse", "mae")) for key in columns.values()]
+        rows.append([name, *cells])
+    heads = "", *(f"{name} (RMSE)" for name in columns), *(f"{name} (MAE)" for name in columns)
+    sections = [Section("Errors", [f"On {where}.", Table(heads, rows)], errors)]
+    images = [
+        image
+        for name, values in parity(structures, predictions).items()
+        for image in figures.parity(name, values)
+    ]
+    text = "Predicted against reference, and the distribution of the errors."
+    sections.append(Section("Parity", [Figure(text, images)]))
+    if any(s.forces is not None for s in structures):
+        sections.append(force_section(structures, predictions))
+    return [*sections, worst_section(structures, predictions)]
+
+
+def force_section(structures, predictions):
+    """Error of the forces against their size."""
+    labelled = [
+        (s.forces, p.forces) for s, p in zip(structures, predictions) if s.forces is not None
+    ]
+    reference, predicted = (np.concatenate(forces) for forces in zip(*labelled))
+    size = np.linalg.norm(reference, axis=1)
+    error = MEV * np.linalg.norm(predicted - reference, axis=1)
+    edges = np.unique(np.quantile(size, np.linspace(0, 1, min(11, len(size)))))
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        inside = (size >= low) & (size <= high)
+        rms = np.sqrt((error[inside] ** 2).mean() / 3)
+        relative = rms / (MEV * np.sqrt((size[inside] ** 2).mean() / 3))
+        rows.append([float(low), float(high), int(inside.sum()), float(rms), float(relative)])
+    heads = "|force| from", "to (eV/Å)", "atoms", "RMSE (meV/Å)", "relative"
+    middle = [(row[0] + row[1]) / 2 for row in rows]
+    images = figures.lines(
+        [
+            {
+                "x": "|force| (eV/Å)",
+                "y": "RMSE of a component (meV/Å)",
+                "curves": {"": (middle, [row[3] for row in rows])},
+            }
+        ]
+    )
+    text = "Error of the forces by the size of the reference, a tenth of the atoms in each bin."
+    return Section(
+        "Errors against force", [Figure(text, images), Table(heads, rows)], {"bins": rows}
+    )
+
+
+def worst_section(structures, predictions):
+    """The frames with the largest errors, by name."""
+    rows = []
+    for structure, prediction in zip(structures, predictions):
+        energy = rms = largest = None
+        if structure.energy is not None:
+            energy = MEV * (prediction.energy - structure.energy) / len(structure)
+        if structure.forces is not None:
+            difference = MEV * (prediction.forces - structure.forces)
+            rms = float(np.sqrt((difference**2).mean()))
+            largest = float(np.abs(difference).max())
+        rows.append([structure.name, structure.group, len(structure), energy, rms, largest])
+    by = 4 if any(row[4] is not None for row in rows) else 3
+    rows.sort(key=lambda row: -abs(row[by] or 0.0))
+    heads = (
+        "frame",
+        "config_type",
+        "atoms",
+        "energy (meV/atom)",
+        "forces RMSE (meV/Å)",
+        "largest force error (meV/Å)",
+    )
+    return Section("Worst frames", [Table(heads, rows[:WORST])], {"frames": rows[:WORST]})
+
+
+def model_sections(potential, train, valid):
+    """What the model is, and what is tried out on it."""
+    exact = potential.with_dtype("float64")
+    small = [s for s in valid if 1 < len(s) <= MOST_ATOMS] or [min(valid, key=len)]
+    calm = min(small, key=lambda s: 0.0 if s.forces is None else (s.forces**2).mean())
+    about = {k: v for k, v in card(potential).items() if not k.startswith("training ")}
+    sections = [Section("Model", [pairs(about)], about)]
+    sections += [
+        dimer_section(potential, exact),
+        check_section(exact, min(small, key=len)),
+        run_section(potential, calm),
+    ]
+    if crystal := probes.crystal_of([*train, *valid]):
+        sections.append(volume_section(potential, crystal, [*train, *valid]))
+    facts = probes.speed(potential, max(valid, key=len))
+    text = "Energy, forces and stress of the largest validation frame, once compiled, folded."
+    return [*sections, Section("Speed on this machine", [text, pairs(facts)], facts)]
+
+
+def dimer_section(potential, exact):
+    """Energy of two atoms, and their force around the cutoff."""
+    curves = probes.dimers(potential)
+    ends = probes.at_cutoff(exact, curves)
+    closest = potential.training.get("closest", {})
+    first = [
+        {
+            "title": name,
+            "x": "distance (Å)",
+            "y": "energy (eV)",
+            "curves": {"": curve},
+            "marks": [closest[name]] if name in closest else [],
+            "limits": _window(curve[1]),
+        }
+        for name, curve in curves.items()
+    ]
+    second = [
+        {
+            "x": "distance (Å)",
+            "y": "force (meV/Å)",
+            "curves": {name: (r, MEV * f) for name, (r, f) in list(ends.items())[:8]},
+            "marks": [potential.config.cutoff],
+        }
+    ]
+    rows = []
+    for name, (r, energies) in curves.items():
+        force = ends[name][1]
+        step = float(np.abs(np.diff(force)).max() * MEV)
+        minimum = int(energies.argmin())
+        repels = bool(np.all(np.diff(energies[: minimum + 1]) <= 0)) and minimum > 0
+        rows.append([name, closest.get(name), float(r[minimum]), "yes" if repels else "no", step])
+    heads = (
+        "pair",
+        "closest in training (Å)",
+        "minimum (Å)",
+        "repels up to it",
+        "largest step at the cutoff (meV/Å)",
+    )
+    texts = (
+        "Two atoms alone, relative to two apart. Dashed: the closest pair in the training data; to "
+        "its left the model extrapolates.",
+        "Force between two atoms through the cutoff, where it must vanish smoothly.",
+    )
+    data = {"dimers": curves, "at_cutoff": ends, "pairs": rows}
+    parts = [Figure(texts[0], figures.lines(first)), Table(heads, rows)]
+    return Section("Dimers", [*parts, Figure(texts[1], figures.lines(second))], data)
+
+
+def _window(energies):
+    """Limits of an axis that show the well, not the height of the wall."""
+    low, depth = float(energies.min()), float(-energies.min())
+    return low - 0.1 - 0.1 * depth, min(float(energies.max()), max(5.0, 2 * depth)) + 0.1
+
+
+def check_section(exact, structure):
+    """Symmetries and derivatives of the very model file."""
+    found = probes.self_checks(exact, structure)
+    rows = [[name, value, unit] for name, (value, unit) in found.items()]
+    text = f"In float64, on {structure.name} with its atoms moved by about 0.001 Å."
+    return Section("Self-checks", [text, Table(("", "deviation", "unit"), rows)], found)
+
+
+def run_section(potential, structure):
+    """A short run at constant energy."""
+    times, energies, facts = probes.short_run(potential, structure)
+    if times is None:
+        return Section("Dynamics", [f"It could not run: {facts['reason']}"], facts)
+    panel = {"x": "time (ps)", "y": "energy (meV/atom)", "curves": {"": (times, energies)}}
+    text = "Total energy above that of the start, at constant energy from 300 K."
+    data = facts | {"time_ps": times, "energy_meV_per_atom": energies}
+    return Section("Dynamics", [Figure(text, figures.lines([panel])), pairs(facts)], data)
+
+
+def volume_section(potential, crystal, structures):
+    """Energy against volume, with the reference energies of the same composition."""
+    volume, energy, facts = probes.volumes(potential, crystal)
+    alike = [
+        s
+        for s in structures
+        if s.pbc.all()
+        and s.energy is not None
+        and volume[0] <= s.volume / len(s) <= volume[-1]
+        and np.array_equal(np.unique(s.numbers), np.unique(crystal.numbers))
+    ]
+    dots = [s.volume / len(s) for s in alike], [s.energy / len(s) for s in alike]
+    panel = {
+        "x": "volume (Å³/atom)",
+        "y": "energy (eV/atom)",
+        "curves": {f"{crystal.name}, scaled": (volume, energy)},
+        "dots": {"frames of the data": dots},
+    }
+    data = facts | {"volume_A3_per_atom_scan": volume, "energy_eV_per_atom": energy}
+    text = "The periodic frame with the lowest energy per atom, scaled with its atoms in place."
+    return Section("Energy and volume", [Figure(text, figures.lines([panel])), pairs(facts)], data)

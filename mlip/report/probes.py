@@ -1,0 +1,235 @@
+"""What a report tries out on a potential: dimers, symmetries, derivatives, dynamics, speed."""
+
+import itertools
+import statistics
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from mlip.data.graph import Shape, build_table, pad
+from mlip.data.structure import Structure, symbol
+from mlip.deploy.fold import fold
+from mlip.model.potential import round_up
+from mlip.simulation.dynamics import run
+from mlip.simulation.setup import DynamicsConfig
+from mlip.units import GPA, MEV
+
+MOST_PAIRS = 36  # of elements, whose dimers are shown
+NEAREST = 0.5  # Å
+STEP = 1e-3  # Å, and strain, of finite differences
+AROUND = 0.2  # Å around the cutoff
+SCALES = np.linspace(0.94, 1.06, 13)  # of the lengths of a crystal
+STEPS = 1000  # of the dynamics, for up to 100 atoms
+
+
+def dimers(potential):
+    """Energy of two atoms above that of two apart, for pairs of elements.
+
+    Returns:
+      {"H-O": (distances [n] Å, energies [n] eV)}, from below 1 Å to the cutoff; of many elements
+      the pairs of the lightest.
+    """
+    cutoff, found = potential.config.cutoff, {}
+    distances = np.arange(NEAREST, cutoff + 0.025, 0.025)
+    kinds = itertools.combinations_with_replacement(potential.species, 2)
+    for first, second in itertools.islice(kinds, MOST_PAIRS):
+        frames = [_dimer(first, second, r) for r in (*distances, 2 * cutoff)]
+        *energies, apart = (p.energy for p in potential.predict(frames))
+        found[f"{symbol(first)}-{symbol(second)}"] = distances, np.array(energies) - apart
+    return found
+
+
+def at_cutoff(potential, pairs):
+    """Force between two atoms around the cutoff: where it must end without a step.
+
+    Args:
+      potential: in float64.
+      pairs: names of pairs, as `dimers` gives them.
+
+    Returns:
+      {"H-O": (distances [n] Å, forces [n] eV/Å)}.
+    """
+    cutoff, found = potential.config.cutoff, {}
+    distances = cutoff + np.linspace(-AROUND, AROUND / 4, 51)
+    by_name = {symbol(z): z for z in potential.species}
+    for name in pairs:
+        first, second = (by_name[part] for part in name.split("-"))
+        predictions = potential.predict([_dimer(first, second, r) for r in distances])
+        found[name] = distances, np.array([p.forces[1, 0] for p in predictions])
+    return found
+
+
+def _dimer(first, second, distance):
+    positions = [[0.0, 0.0, 0.0], [distance, 0.0, 0.0]]
+    return Structure([first, second], positions, np.zeros((3, 3)), np.zeros(3), name="dimer")
+
+
+def self_checks(potential, structure):
+    """Deviations from what every potential must obey, on one structure.
+
+    Args:
+      potential: in float64.
+
+    Returns:
+      {what is compared: (deviation, unit)}.
+    """
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]  # proper or not: energies are even
+    order = rng.permutation(len(structure))
+    there = structure.positions + rng.normal(0, 1e-3, structure.positions.shape)
+    base = replace(structure, positions=there)
+    variants = [
+        base,
+        _transformed(base, rotation),
+        replace(
+            base, numbers=base.numbers[order], positions=there[order], energy=None, forces=None
+        ),
+        replace(base, positions=there + rng.normal(size=3)),
+    ]
+    atom, axis = int(rng.integers(len(base))), int(rng.integers(3))
+    for sign in (1, -1):
+        moved = there.copy()
+        moved[atom, axis] += sign * STEP
+        variants.append(replace(base, positions=moved))
+    strain = STEP * _symmetric(rng.normal(size=(3, 3)))
+    if np.isfinite(base.volume):
+        variants += [_transformed(base, np.eye(3) + sign * strain) for sign in (1, -1)]
+    at, turned, renumbered, shifted, up, down, *strained = potential.predict(variants)
+    size = len(base)
+    found = {
+        "energy after turning all": (abs(turned.energy - at.energy) / size, "eV/atom"),
+        "forces after turning all": (_largest(turned.forces - at.forces @ rotation.T), "eV/Å"),
+        "forces after renumbering": (_largest(renumbered.forces - at.forces[order]), "eV/Å"),
+        "forces after moving all": (_largest(shifted.forces - at.forces), "eV/Å"),
+        "sum of the forces": (_largest(at.forces.sum(axis=0)), "eV/Å"),
+        "force against finite difference": (
+            abs(-(up.energy - down.energy) / (2 * STEP) - at.forces[atom, axis]),
+            "eV/Å",
+        ),
+    }
+    if strained:
+        work = (strained[0].energy - strained[1].energy) / 2
+        difference = work - base.volume * (at.stress * strain).sum()
+        found["stress against finite difference"] = (
+            abs(difference) / base.volume / np.linalg.norm(strain),
+            "eV/Å³",
+        )
+    return found
+
+
+def _transformed(structure, matrix):
+    return replace(
+        structure,
+        positions=structure.positions @ matrix.T,
+        cell=structure.cell @ matrix.T,
+        forces=None,
+        stress=None,
+    )
+
+
+def _symmetric(matrix):
+    return (matrix + matrix.T) / 2
+
+
+def _largest(values):
+    return float(np.abs(values).max())
+
+
+def short_run(potential, structure, temperature=300.0):
+    """Constant-energy dynamics from one structure.
+
+    Returns:
+      times (ps), energies above the first (meV/atom), and facts with the drift; or, where the
+      structure cannot be simulated, None twice and facts with the reason.
+    """
+    light = structure.numbers.min() == 1
+    config = DynamicsConfig(
+        ensemble="nve",
+        temperature=(temperature,),
+        timestep=0.5 if light else 1.0,
+        steps=max(200, min(STEPS, 100 * STEPS // len(structure))),
+        log_every=5,
+        save_every=1000,
+    )
+    facts = {"atoms": len(structure), "start": structure.name, "timestep_fs": config.timestep}
+    try:
+        trajectory = run(potential, structure, config)
+    except (ValueError, FloatingPointError) as error:
+        return None, None, facts | {"reason": str(error)}
+    times, energies = trajectory.column("time_ps"), trajectory.column("conserved_eV")
+    energies = MEV * (energies - energies[0]) / len(structure)
+    slope, offset = np.polyfit(times, energies, 1)
+    return (
+        times,
+        energies,
+        facts
+        | {
+            "picoseconds": times[-1],
+            "mean_temperature_K": trajectory.column("temperature_K").mean(),
+            "drift_meV_per_atom_per_ps": slope,
+            "fluctuation_meV_per_atom": (energies - slope * times - offset).std(),
+            "reason": trajectory.stopped,
+        },
+    )
+
+
+def crystal_of(structures):
+    """The periodic structure with the lowest energy per atom, or None."""
+    crystals = [s for s in structures if s.pbc.all() and s.energy is not None]
+    return min(crystals, key=lambda s: s.energy / len(s), default=None)
+
+
+def volumes(potential, crystal):
+    """Energy of a crystal against its volume, and what follows from it.
+
+    The atoms keep their places in the cell. Volume and bulk modulus are those of a polynomial of
+    third degree in V^(-2/3), which is the form of Birch, Phys. Rev. 71, 809 (1947).
+
+    Returns:
+      volumes (Å³/atom), energies (eV/atom), and facts; without a minimum in between, its reason.
+    """
+    frames = [_transformed(crystal, scale * np.eye(3)) for scale in SCALES]
+    volume = np.array([frame.volume for frame in frames]) / len(crystal)
+    energy = np.array([p.energy for p in potential.predict(frames)]) / len(crystal)
+    facts = {"crystal": crystal.name, "atoms": len(crystal)}
+    polynomial = np.poly1d(np.polyfit(volume ** (-2 / 3), energy, 3))
+    roots = polynomial.deriv().roots
+    inside = [
+        r.real
+        for r in roots
+        if abs(r.imag) < 1e-9
+        and volume[-1] ** (-2 / 3) < r.real < volume[0] ** (-2 / 3)
+        and polynomial.deriv(2)(r.real) > 0
+    ]
+    if not inside:
+        return volume, energy, facts | {"reason": "no minimum between these volumes"}
+    place = inside[0]
+    at = place ** (-3 / 2)
+    # With x = V^(-2/3) and E'(x) = 0: V E''(V) = V (dx/dV)² E''(x).
+    modulus = at * (2 / 3 * at ** (-5 / 3)) ** 2 * polynomial.deriv(2)(place)
+    return volume, energy, facts | {"volume_A3_per_atom": at, "bulk_modulus_GPa": modulus / GPA}
+
+
+def speed(potential, structure, repeats=5):
+    """Time of energy, forces and stress of one structure, without finding neighbours.
+
+    Returns:
+      facts: atoms, milliseconds (median), microseconds an atom.
+    """
+    folded = fold(potential, set(structure.numbers.tolist()))
+    frame = (folded.species_of(structure), structure, build_table(structure, folded.config.cutoff))
+    atoms, width = frame[2].size()
+    graph = pad([frame], Shape(atoms, round_up(width), 2), folded.config.cutoff, folded.dtype)
+    folded.evaluate(graph)  # compiles
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        folded.evaluate(graph)
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds)
+    return {
+        "atoms": atoms,
+        "milliseconds": 1e3 * median,
+        "microseconds_per_atom": 1e6 * median / atoms,
+    }
