@@ -301,6 +301,24 @@ def test_e0_of_the_same_method_leave_nothing_to_say(tmp_path, ethanol):
     assert findings(tmp_path, ethanol, e0="H=-13.6")["e0"].grade == "error"
 
 
+def test_e0_that_the_compositions_leave_open_are_told_as_training_fits_them(tmp_path, ethanol):
+    atoms = ase.io.read(data_file("ethanol_isolated_atoms.xyz"), ":")
+    (tmp_path / "fit").mkdir()
+    found = findings(tmp_path / "fit", [*ethanol, *atoms], e0="fit")["open-references"]
+    assert found.grade == "note"  # isolated atoms are not fitted: there is one composition
+    assert "(all frames have one)" in found.message
+    assert "open-references" not in findings(tmp_path, [*ethanol, *atoms], e0="auto")
+    assert "open-references" not in findings(tmp_path, ethanol, e0=None)
+
+
+def test_a_single_atom_in_a_cell_that_cannot_be_is_an_error_beside_the_others(tmp_path, ethanol):
+    dense = ase.Atoms("H", cell=0.012 * np.eye(3), pbc=True)
+    dense.calc = SinglePointCalculator(dense, energy=-13.6, forces=np.zeros((1, 3)))
+    found = findings(tmp_path, [*ethanol, dense])
+    assert [index for _, index in found["too-many-neighbours"].frames] == [60]
+    assert "missing-pairs" in found
+
+
 # Geometry.
 
 

@@ -84,9 +84,18 @@ def split(structures, fraction, seed):
     )
 
 
-def is_isolated(structure, cutoff):
-    """True for a single atom without neighbours within the cutoff."""
-    return len(structure) == 1 and not len(neighbor_list(structure, cutoff)[0])
+def split_isolated(structures, cutoff):
+    """Two lists: structures, and single atoms without neighbours within the cutoff (Å).
+
+    Single atoms without an energy teach nothing, and are in neither.
+    """
+    others, isolated = [], []
+    for structure in structures:
+        if len(structure) > 1 or len(neighbor_list(structure, cutoff)[0]):
+            others.append(structure)
+        elif structure.energy is not None:
+            isolated.append(structure)
+    return others, isolated
 
 
 @dataclass(frozen=True)

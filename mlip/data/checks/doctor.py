@@ -7,7 +7,7 @@ from mlip.data.checks import consistency, geometry, labels, scales, stress, suff
 from mlip.data.checks.findings import GRADES, Finding, Report, counted
 from mlip.data.checks.sample import survey
 from mlip.data.checks.summary import summarize
-from mlip.data.dataset import atomic_energies, files_of, is_isolated
+from mlip.data.dataset import atomic_energies, files_of, split_isolated
 from mlip.data.labels import (
     KINDS,
     LabelKeys,
@@ -52,7 +52,8 @@ def check(path, keys=LabelKeys(), cutoff=5.0, e0="auto", against=None, predict=N
       path: file or folder.
       keys: where its labels are, and in which units.
       cutoff: Å, of the potential to be trained.
-      e0: energies of single atoms, as in `mlip.data.dataset.atomic_energies`.
+      e0: energies of single atoms, as in `mlip.data.dataset.atomic_energies`; None where a
+        potential brings its own, which then are not judged.
       against: another file or folder that must not share frames with this one.
       predict: function from a list of structures to their `Prediction`s, whose stress is compared
         with the labels.
@@ -189,13 +190,12 @@ def _without_bad_labels(frame, chosen, keys):
 
 def _energies(e0, sample, keys):
     """`AtomicEnergies` of the set, or None where there are none, and findings."""
-    isolated = [s for s in sample.structures if is_isolated(s, sample.cutoff)]
-    singles = {id(s) for s in isolated}
-    train = [s for s in sample.structures if id(s) not in singles]
-    if not sample.having("energy") or not train:
+    refused = {place for finding in sample.refused for place in finding.frames}
+    usable = [s for s, place in zip(sample.structures, sample.places) if place not in refused]
+    train, isolated = split_isolated(usable, sample.cutoff)
+    if e0 is None or not train or not sample.having("energy"):
         return None, []
     try:
-        isolated = [s for s in isolated if s.energy is not None]
         return atomic_energies(e0, train, isolated, keys), []
     except Unusable as error:
         return None, [Finding("error", error.rule, error.problem, error.remedy)]
