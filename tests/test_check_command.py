@@ -5,6 +5,7 @@ import json
 import ase.io
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from mlip.cli import main
 from mlip.data.checks.doctor import check, mend
@@ -102,6 +103,15 @@ def test_the_json_has_the_documented_keys(tmp_path, capsys):
     assert summary["elements"] == {"H": 186, "C": 62, "O": 31}
     assert summary["labels"]["energy"] == {"key": "E_scf_energy", "frames": 30}
     assert set(summary["forces_eV_per_A"]) == {"mean", "std", "quantiles"}
+
+
+def test_the_shortest_distance_is_that_of_any_two_atoms(tmp_path):
+    atoms = ase.io.read(ETHANOL, "0")
+    # For its elements the pair C-C is now the closest, but hydrogens are closer to their atoms.
+    atoms.positions[0] += 0.2 * (atoms.positions[1] - atoms.positions[0])
+    ase.io.write(tmp_path / "one.traj", atoms)
+    closest = check(tmp_path / "one.traj").summary["closest_A"]
+    assert closest == pytest.approx(pdist(atoms.positions).min(), rel=0, abs=1e-9)
 
 
 def test_the_terminal_shows_findings_within_80_columns(tmp_path, capsys, monkeypatch):

@@ -262,6 +262,27 @@ def test_forces_in_another_orientation_are_found(tmp_path, ethanol):
     assert len(findings(tmp_path, ethanol)["net-torque"].frames) > 40
 
 
+def nitrogen(n=150, spread=0.06, stiffness=143.0):
+    """Turned and stretched N2, of a Morse potential with its 143 eV/Å² and 9.9 eV."""
+    rng, frames, well = np.random.default_rng(0), [], 9.9
+    steep = np.sqrt(stiffness / 2 / well)
+    for _ in range(n):
+        stretch = rng.normal(0, spread)
+        left = 1 - np.exp(-steep * stretch)
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        pull = 2 * well * left * (1 - left) * steep * turn[0]
+        atoms = ase.Atoms("N2", [[0.0, 0.0, 0.0], (1.10 + stretch) * turn[0]])
+        atoms.positions += rng.normal(size=3)
+        energy = -2970.0 + well * left**2
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.array([pull, -pull]))
+        frames.append(atoms)
+    return frames
+
+
+def test_forces_along_a_linear_molecule_have_no_torque_and_its_bonds_may_be_stiff(tmp_path):
+    assert set(findings(tmp_path, nitrogen())) == set()
+
+
 def test_free_energies_that_differ_from_the_energies_are_found(tmp_path, silicon):
     for index, atoms in enumerate(silicon):
         label(atoms, free_energy=atoms.calc.results["energy"] - 0.01 * (index % 3) * len(atoms))
@@ -340,7 +361,9 @@ def test_crystals_that_lost_their_periodicity_are_found(tmp_path, silicon):
     for atoms in silicon:
         atoms.pbc = False
         label(atoms, stress=None)
-    assert len(findings(tmp_path, silicon)["lost-periodicity"].frames) > 25
+    found = findings(tmp_path, silicon)
+    assert len(found["lost-periodicity"].frames) > 25
+    assert "net-torque" not in found
 
 
 def test_molecules_in_a_box_are_not_taken_for_crystals(tmp_path, ethanol):

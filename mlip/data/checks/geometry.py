@@ -10,7 +10,6 @@ from mlip.units import MEV
 # Of the sum of covalent radii. Bonds are 0.85 to 1.1 long; molten molybdenum reaches down to 0.61,
 # molecules at 1200 K to 0.81.
 CLOSE = 0.5
-CONTACT = 3.0  # Å: a layer thinner than this is no vacuum, but the space between bonded atoms
 ALIKE = 1e-5  # of fingerprints; files round positions to 1e-6 Å or better
 SAME_POSITION = 1e-3  # Å
 SAME_ENERGY = 1e-3  # eV an atom
@@ -32,7 +31,7 @@ def close_atoms(sample):
     frame = sample.structures[worst]
     first, second = (f"{symbol(frame.numbers[k])} {k}" for k in (i, j))
     text = (
-        f"atoms come closer than half a bond in {len(closest)} frames: {first} and "
+        f"atoms come closer than half a bond in {counted(len(closest), 'frame')}: {first} and "
         f"{second} of {frame.name} are {distance:.2f} Å apart"
     )
     remedy = "remove the frames, unless they sample the repulsion on purpose; check the cell"
@@ -55,12 +54,8 @@ def lonely_atoms(sample):
 def cells(sample):
     """Cells that do not fit their periodic flags, are left-handed, or hold vacuum."""
     structures, gaps, found = sample.structures, sample.gaps, []
-    lost = [
-        i
-        for i, s in enumerate(structures)
-        if not s.pbc.any() and len(s) > 1 and (gaps[i] < CONTACT).all()
-    ]
-    if lost:
+    lost = np.flatnonzero(sample.unbounded)
+    if len(lost):
         text = f"{counted(len(lost), 'frame', 'fill')} their cell but are not periodic"
         remedy = 'set pbc="T T T", or remove the cell'
         found.append(sample.finding("warning", "lost-periodicity", text, remedy, lost))

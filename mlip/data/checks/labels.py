@@ -13,7 +13,8 @@ LIKE_LABELS = re.compile(r"energ|toten|force|gradient|stress|virial", re.IGNOREC
 # eV/Å an atom: the error of forces that a good fit reaches; what a set cannot sum to zero stays
 # as an error of any potential whatsoever.
 NET_FORCE = 0.01
-# Of the sum of |r × F|: rounded positions leave 1e-3; forces turned against their atoms, 0.1 to 1.
+# Of the sum of |r| |F|: rounded positions leave 1e-3; forces turned against their atoms, 0.1 to 1.
+# Not of |r × F|, which is rounding itself where molecules are linear.
 NET_TORQUE = 0.05
 COARSE = 1e-4  # eV an atom: steps of the energy that a fit would notice
 # eV an atom: no substance is bound by more than 9 (tungsten), nor do frames worth training on
@@ -175,11 +176,12 @@ def _torques(sample, values):
     spinning = []
     for i, force in values.items():
         structure = sample.structures[i]
-        if structure.pbc.any() or not force.std() > STILL:
+        if structure.pbc.any() or not force.std() > STILL or sample.unbounded[i]:
             continue
         arms = structure.positions - structure.positions.mean(axis=0)
-        torque = np.cross(arms, force - force.mean(axis=0))
-        if np.linalg.norm(torque.sum(axis=0)) > NET_TORQUE * np.abs(torque).sum():
+        force = force - force.mean(axis=0)
+        torque = np.linalg.norm(np.cross(arms, force).sum(axis=0))
+        if torque > NET_TORQUE * (_lengths(arms) @ _lengths(force)):
             spinning.append(i)
     if not spinning:
         return []
@@ -189,6 +191,10 @@ def _torques(sample, values):
         "orientation?); take both from the same table"
     )
     return [sample.finding("warning", "net-torque", text, remedy, spinning)]
+
+
+def _lengths(vectors):
+    return np.linalg.norm(vectors, axis=1)
 
 
 def references(sample, e0):

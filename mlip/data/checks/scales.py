@@ -10,8 +10,9 @@ from mlip.units import HARTREE
 LIGHT = (1, 5, 6, 7, 8, 9)
 # eV/Å² of bonds between H, B, C, N, O and F, measured as the slope of the force along the bond over
 # its length: 13 to 54 in 3BPA, acetylacetone, ethanol and water; harmonic constants reach from
-# 25 (C-C) to 120 (C≡O). A Hartree/Bohr is 51 eV/Å, a kcal/mol 0.043 eV.
-STIFFNESS = (6.0, 150.0)
+# 25 (C-C) to 143 (N2), and compressed bonds are stiffer. A Hartree/Bohr is 51 eV/Å, a kcal/mol
+# 0.043 eV, by which the softest bond of these reads as 299.
+STIFFNESS = (6.0, 250.0)
 ENOUGH_BONDS, BOND_CORRELATION = 100, 0.4
 # Total energies over the semiclassical ones of `all_electron`: 1.00 to 1.09 for molecules of light
 # atoms. Pseudopotentials give other ratios, nearly all of them far off.
@@ -113,7 +114,7 @@ def _evidence(as_read, fit, stiffness, total):
     if stiffness is not None and not (STIFFNESS[0] < stiffness * ev_per_angstrom < STIFFNESS[1]):
         found.append(
             f"bonds of light atoms are {stiffness * ev_per_angstrom:.3g} eV/Å² stiff, where 10 to "
-            "100 are usual"
+            "150 are usual"
         )
     if not _may_be_total(total, as_read[0]):
         found.append(f"energies are {total:.3g} times those of all electrons in Hartree")
