@@ -447,6 +447,41 @@ def test_outliers_of_the_energy_are_found(tmp_path, ethanol):
     assert [index for _, index in found.frames] == [5]
 
 
+@pytest.mark.parametrize("n_frames", [8, 15])
+def test_outliers_of_the_energy_are_found_in_small_sets(tmp_path, ethanol, n_frames):
+    assert not new(findings(tmp_path, ethanol[:n_frames]), "ethanol")
+    label(ethanol[5], energy=ethanol[5].calc.results["energy"] + 50)
+    found = findings(tmp_path, ethanol[:n_frames])
+    assert [index for _, index in found["energy-outlier"].frames] == [5]
+    assert "units" not in found
+
+
+def test_outliers_of_the_energy_are_found_where_few_frames_have_a_composition(tmp_path):
+    rng, frames, single = np.random.default_rng(5), [], {29: -45_000.0, 79: -500_000.0}
+    for index in range(60):
+        atoms = ase.build.bulk("Cu", "fcc", a=3.9, cubic=True).repeat((2, 1, 1))
+        atoms.numbers[: index % 20] = 79  # eight frames of gold, three of each mixture
+        atoms.rattle(0.05, rng=rng)
+        energy = sum(single[z] for z in atoms.numbers.tolist()) - 8 * 3.5 + rng.normal(0, 0.2)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((8, 3)))
+        frames.append(atoms)
+    assert "energy-outlier" not in findings(tmp_path, frames)
+    label(frames[23], energy=frames[23].calc.results["energy"] + 40)
+    found = findings(tmp_path, frames)["energy-outlier"]
+    assert [index for _, index in found.frames] == [23]
+    assert "data.traj#23 where Cu5Au3 has" in found.message
+
+
+def test_a_frame_whose_energy_jumps_is_named_and_the_rest_still_judged(tmp_path, ethanol):
+    label(ethanol[5], energy=ethanol[5].calc.results["energy"] + 50)
+    found = findings(tmp_path, ethanol)
+    assert new(found, "ethanol") == {"energy-outlier", "energy-jump"}
+    assert [index for _, index in found["energy-jump"].frames] == [5]
+    assert "50" in found["energy-jump"].message or "49" in found["energy-jump"].message
+    found = findings(tmp_path, scale(ethanol, 1 / HARTREE, BOHR / HARTREE))
+    assert "--energy-unit Hartree --forces-unit=Hartree/Bohr" in found["units"].remedy
+
+
 def test_large_forces_are_found(tmp_path, ethanol):
     forces = ethanol[5].calc.results["forces"].copy()
     forces[:2] = [[40.0, 0, 0], [-40.0, 0, 0]]

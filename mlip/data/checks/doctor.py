@@ -203,12 +203,13 @@ def _energies(e0, sample, keys):
 
 def _consistency(sample):
     pairs = consistency.close_pairs(sample)
+    far = consistency.jumps(pairs, sample.n_atoms[pairs.first])
+    jumps, pairs = scales.jumps(sample, pairs, far), pairs[~far]
     fit = consistency.fit_work(pairs)
     found = scales.units(sample, pairs, fit) + scales.unrelated(sample, pairs, fit)
-    if found:
-        return found  # with these wrong, the stress cannot be judged
-    found = stress.against_energies(sample, pairs, fit) or stress.against_density(sample)
-    return found or stress.of_slabs(sample)
+    # With these wrong, the stress cannot be judged.
+    found = found or stress.against_energies(sample, pairs, fit) or stress.against_density(sample)
+    return jumps + (found or stress.of_slabs(sample))
 
 
 def _leaks(sample, path, keys):

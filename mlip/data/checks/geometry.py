@@ -15,7 +15,7 @@ SAME_POSITION = 1e-3  # Å
 SAME_ENERGY = 1e-3  # eV an atom
 OUTLIER = 20.0  # robust standard deviations: beyond any tail of thermal motion
 MINORITY = 0.05  # more than this are no outliers but another kind, as cold frames beside hot ones
-FEW = 20  # frames: fewer have no usual spread
+FEW = 5  # frames: fewer have no usual spread
 ENERGY_OUTLIER = 0.1  # eV an atom, at least: 1000 K of vibration
 LARGE_FORCE = 30.0  # eV/Å: frames at 3000 K stay below 15
 DENSITY = 2.0  # times the usual one: 30 % of each lattice constant
@@ -180,12 +180,14 @@ def same_frame(one, other):
 
 def outliers(sample):
     """Frames whose energy, forces or density lie far from those of their like."""
-    found, energy = [], sample.energy / sample.n_atoms
-    far = [i for group in _compositions(sample) for i in _far(energy, group)]
+    found, far = [], _energy_outliers(sample)
     if far:
+        first, usual = next(iter(far.items()))
         text = (
             f"the energy of {counted(len(far), 'frame')} lies more than {OUTLIER:g} times the "
-            f"usual spread from that of the composition, such as {_energy_text(sample, far[0])}"
+            "usual spread from that of the composition, such as "
+            f"{sample.energy[first] / sample.n_atoms[first]:.3f} eV/atom of "
+            f"{sample.structures[first].name} where {sample.formula(first)} has {usual:.3f}"
         )
         remedy = "look whether the calculation converged, and to the same electronic state"
         found.append(sample.finding("warning", "energy-outlier", text, remedy, far))
@@ -201,11 +203,22 @@ def outliers(sample):
     return found + _densities(sample)
 
 
-def _compositions(sample):
-    """Indices of the frames with an energy, a list for each composition."""
-    where = np.flatnonzero(np.isfinite(sample.energy))
+def _energy_outliers(sample):
+    """Indices of outliers, with the usual energy of their composition, eV/atom.
+
+    It is the composition's median, and the sum over atoms that fits all frames best: of some
+    compositions there are too few frames to compare.
+    """
+    energy, far = sample.energy / sample.n_atoms, {}
+    where = np.flatnonzero(np.isfinite(energy) & sample.bound)
+    counts = sample.counts[where] / sample.n_atoms[where, None]
+    usual = np.zeros(len(energy))
+    usual[where] = counts @ np.linalg.lstsq(counts, energy[where])[0]
+    far |= {i: usual[i] for i in _far(energy - usual, where)}
     for index in np.unique(sample.composition[where]):
-        yield where[sample.composition[where] == index]
+        group = where[sample.composition[where] == index]
+        far |= dict.fromkeys(_far(energy, group), np.median(energy[group]))
+    return far
 
 
 def _far(values, group):
@@ -215,16 +228,7 @@ def _far(values, group):
     distance = np.abs(values[group] - np.median(values[group]))
     spread = 1.4826 * np.median(distance)  # the standard deviation of a normal distribution
     far = group[distance > max(OUTLIER * spread, ENERGY_OUTLIER)].tolist()
-    return far if len(far) < MINORITY * len(group) else []
-
-
-def _energy_text(sample, index):
-    per_atom = sample.energy / sample.n_atoms
-    like = np.isfinite(per_atom) & (sample.composition == sample.composition[index])
-    return (
-        f"{per_atom[index]:.3f} eV/atom of {sample.structures[index].name} where "
-        f"{sample.formula(index)} has {np.median(per_atom[like]):.3f}"
-    )
+    return far if len(far) <= max(1, MINORITY * len(group)) else []
 
 
 def _densities(sample):

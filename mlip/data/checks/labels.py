@@ -233,8 +233,7 @@ def rank(sample, e0):
     if e0 is None or not e0.note:
         return []
     names = ", ".join(map(symbol, e0.values))
-    fitted = [i for i in sample.having("energy") if sample.n_atoms[i] > 1]
-    one = len(set(sample.composition[fitted])) == 1
+    one = len(set(sample.composition[sample.bound & np.isfinite(sample.energy)])) == 1
     text = (
         f"the compositions do not determine the energies of single {names}"
         + (" (all frames have one)" if one else "")

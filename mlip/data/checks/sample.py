@@ -119,6 +119,14 @@ class Sample:
         return periodic & (self.gaps < VACUUM).all(axis=1)
 
     @functools.cached_property
+    def bound(self):
+        """[n] True for frames of several atoms, and of one that has neighbours."""
+        met = [
+            i in self.surveys and self.surveys[i].neighbors > 0 for i in range(len(self.n_atoms))
+        ]
+        return (self.n_atoms > 1) | met
+
+    @functools.cached_property
     def unbounded(self):
         """[n] True for frames that fill their cell but are not periodic."""
         periodic = np.array([s.pbc.any() for s in self.structures])

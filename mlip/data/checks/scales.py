@@ -129,6 +129,26 @@ def _unusual(pair):
     return force.removeprefix("-") != usual, foreign, force.startswith("-"), energy != "eV"
 
 
+def jumps(sample, pairs, far):
+    """Frames whose energies lie far from what the forces of their neighbours say.
+
+    Args:
+      far: mask of pairs, of `consistency.jumps`.
+    """
+    if not far.any():
+        return []
+    near = {*pairs.first[~far].tolist(), *pairs.second[~far].tolist()}
+    every = {*pairs.first[far].tolist(), *pairs.second[far].tolist()}
+    left = np.abs(pairs.energy - pairs.by_forces - pairs.by_stress)[far].max()
+    where = sorted(every - near or every)
+    text = (
+        f"the energy of {counted(len(where), 'frame')} jumps, by up to {left:.3g} eV more than "
+        "forces and stress make of the way to the next frames"
+    )
+    remedy = "look whether the calculation converged, and to the same electronic state"
+    return [sample.finding("warning", "energy-jump", text, remedy, where)]
+
+
 def unrelated(sample, pairs, fit):
     """Energies that do not follow the forces at all."""
     if fit.n_pairs < 4 * ENOUGH_PAIRS or fit.explained > UNEXPLAINED:
