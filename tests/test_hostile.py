@@ -102,6 +102,7 @@ FILES = {
     "count is negative": frame("bad.xyz", "2\nL", "-2\nL"),
     "count too large": frame("bad.xyz", "2\nL", "3\nL"),
     "count enormous": frame("bad.xyz", "2\nL", "999999999999\nL"),
+    "count of 5000 digits": frame("more than the file holds", "2\nL", f"{'9' * 5000}\nL"),
     "count zero": data(
         "there are no atoms (bad.xyz#0); remove", '0\nenergy=1 pbc="F F F"\n' + frames()
     ),
@@ -182,7 +183,8 @@ SETTINGS = {
     "fix below a file": bad("check good.xyz --fix good.xyz/a.xyz", "it is a file where a folder"),
     "fix on a full disk": Case("check good.xyz --fix new.xyz", "free some space", {}, 200),
     "fix in the kernel": bad("check good.xyz --fix /proc/new.xyz", "/proc"),
-    "json is a folder": Case("check good.xyz --json out", "folder", {"out/a": b"x"}),
+    "json exists": bad("check good.xyz --json good.xyz", "exists already; give another name"),
+    "json is a folder": Case("check good.xyz --overwrite --json out", "folder", {"out/a": b"x"}),
     "json on a full disk": Case("check good.xyz --json new.json", "free some space", {}, 200),
     "model absent": bad("check good.xyz --model no.safetensors", "no.safetensors is no file; give"),
     "name too long": bad(f"check {'x' * 300}.xyz", "give a shorter name"),
@@ -384,7 +386,13 @@ MODELS = {
     "init neighbours": bad("init --species H --average-neighbors nan", "average_neighbors is nan"),
     "init seed": bad("init --species H --seed -1", "seed is -1; it must be zero or positive"),
     "init dtype": bad("init --species H --dtype float8", "choose one of float32, float64"),
-    "init folder": Case("init --species H --out out", "folder", {"out/a": b"x"}),
+    "init exists": bad(
+        "init --species H --out model.safetensors", "exists already; give another name"
+    ),
+    "import exists": bad(
+        "import-mace good.model good.model", "exists already; give", good_model=b"precious"
+    ),
+    "init folder": Case("init --species H --overwrite --out out", "folder", {"out/a": b"x"}),
     "init full disk": Case("init --species H --out new.safetensors", "free some space", {}, 900),
     "selftest": bad("selftest now", "unexpected argument 'now'"),
     "quickstart": bad("quickstart --minutes nan", "max_minutes is nan; it must be positive"),

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from mlip.data.checks import consistency, geometry, labels, scales, stress, sufficiency
-from mlip.data.checks.findings import GRADES, Finding, Report, counted
+from mlip.data.checks.findings import GRADES, Finding, Report, counted, refusal
 from mlip.data.checks.sample import survey
 from mlip.data.checks.summary import summarize
 from mlip.data.dataset import atomic_energies, files_of, split_isolated
@@ -22,8 +22,8 @@ from mlip.files import atomic_write
 # Errors that numbers speak for, but that a set made on purpose may have.
 JUDGEMENTS = {
     "equal-energies",
+    "length-unit",
     "reference-energies",
-    "stress-of-model",
     "stress-order",
     "stress-sign",
     "stress-unit",
@@ -77,7 +77,7 @@ def check(path, keys=LabelKeys(), cutoff=5.0, e0="auto", against=None, predict=N
     places = [_place(frame) for frame in frames]
     if chosen:
         found += labels.keys(frames, chosen, keys)
-        found += labels.free_energies(frames, places, chosen)
+        found += labels.free_energies(frames, places, chosen, keys)
     if not structures:
         return _report(path, {"frames": 0}, found, frames, structures)
     sample = survey(structures, places, keys, cutoff)
@@ -113,20 +113,16 @@ def _open(path):
     try:
         files = files_of(path)
     except Unusable as error:
-        return [], [_refusal(error, (str(path), None))]
+        return [], [refusal(error, path, (str(path), None))]
     for file in files:
         try:
             frames += read_file(file)
         except Unusable as error:
-            found.append(_refusal(error, (str(file), None)))
+            found.append(refusal(error, file, (str(file), None)))
     if not frames and not found:
         remedy = "give a file with at least one structure"
         found.append(Finding("error", "no-frames", f"{path} holds no frames", remedy))
     return frames, found
-
-
-def _refusal(error, place):
-    return Finding("error", error.rule, error.problem, error.remedy, (place,))
 
 
 def _merged(findings):
@@ -165,7 +161,7 @@ def _structures(frames, chosen, keys):
             structure = structure_of(frame, chosen, keys)
         except Unusable:
             structure, errors = _without_bad_labels(frame, chosen, keys)
-            refused += [_refusal(error, _place(frame)) for error in errors]
+            refused += [refusal(error, frame.name, _place(frame)) for error in errors]
         if structure is not None:
             usable.append(frame)
             structures.append(structure)
@@ -249,7 +245,8 @@ def mend(report, path):
     if not kept:
         raise ValueError(f"cannot mend {report.data}: no frame is left")
     with atomic_write(path) as temporary:
-        write_frames(temporary, *zip(*kept))
+        lost = write_frames(temporary, *zip(*kept))
+    lost -= {label["key"] for label in report.summary["labels"].values()}
     unusable = {place for finding in report.graded("error") for place in finding.frames}
     places = {_place(frame) for frame, _ in kept}
     gone = Counter(
@@ -260,6 +257,11 @@ def mend(report, path):
         }
     )
     lines = [f"{what}: {counted(count, 'frame')}" for what, count in gone.items() if count]
+    if lost:
+        lines.append(
+            f"left out the keys {', '.join(sorted(lost))}, which would be taken for labels or are "
+            "in units that are not known"
+        )
     names = ", ".join(kind for kind in KINDS if any(getattr(s, kind) is not None for _, s in kept))
     wrote = f"wrote {counted(len(kept), 'frame')} with {names or 'no labels'} in eV and Å to {path}"
     return [*lines, wrote]

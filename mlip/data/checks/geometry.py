@@ -11,6 +11,7 @@ from mlip.units import MEV
 # molecules at 1200 K to 0.81.
 CLOSE = 0.5
 ALIKE = 1e-5  # of fingerprints; files round positions to 1e-6 Å or better
+ELEMENTS = np.random.default_rng(0).random(128)  # whose sum tells compositions apart
 SAME_POSITION = 1e-3  # Å
 SAME_ENERGY = 1e-3  # eV an atom
 OUTLIER = 20.0  # robust standard deviations: beyond any tail of thermal motion
@@ -87,7 +88,8 @@ def repeated(sample):
             twins = (k for k in kept if same_frame(structures[k], structures[i]))
             twin = next(twins, None)
             if twin is None:
-                turned += [i] if kept and abs(energy[i] - energy[kept[0]]) < SAME_ENERGY else []
+                seen = kept and sample.surveys[i].neighbors
+                turned += [i] if seen and abs(energy[i] - energy[kept[0]]) < SAME_ENERGY else []
                 kept.append(i)
             elif abs(energy[i] - energy[twin]) > SAME_ENERGY:
                 contrary += [twin, i]
@@ -107,7 +109,7 @@ def repeated(sample):
         remedy = "mlip check --fix drops them; a random validation set would share frames otherwise"
         found.append(sample.finding("warning", "duplicate-frames", text, remedy, same))
     if turned:
-        text = f"{counted(len(turned), 'frame', 'are')} others turned, mirrored or renumbered"
+        text = f"{counted(len(turned), 'frame', 'repeat')} another, turned, mirrored or renumbered"
         remedy = "they teach an equivariant network nothing new; nothing to do"
         found.append(sample.finding("note", "turned-frames", text, remedy, turned))
     return found
@@ -124,7 +126,8 @@ def leaked(sample, other, path):
         ours, theirs = [g for g in group if g < n_own], [g for g in group if g >= n_own]
         for g in ours if theirs else []:
             exact = any(same_frame(structures[g], structures[t]) for t in theirs)
-            (same if exact else turned).append(own[g])
+            if exact or together[g].neighbors:
+                (same if exact else turned).append(own[g])
     # Single atoms are wanted in both.
     same = [i for i in same if sample.n_atoms[i] > 1]
     turned = [i for i in turned if sample.n_atoms[i] > 1]
@@ -149,8 +152,10 @@ def alike(sample):
 
 
 def _groups(fingerprints, structures):
-    """Lists of two or more indices whose fingerprints and numbers of atoms agree."""
-    columns = np.column_stack([[len(s) for s in structures], fingerprints])
+    """Lists of two or more indices whose fingerprints and compositions agree."""
+    # Elements without neighbours leave nothing in a fingerprint.
+    sizes, kinds = zip(*((len(s), ELEMENTS[s.numbers].sum()) for s in structures))
+    columns = np.column_stack([sizes, kinds, fingerprints])
     label = np.zeros(len(columns), int)
     for column in columns.T:
         order = np.lexsort((column, label))

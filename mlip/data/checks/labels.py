@@ -5,11 +5,13 @@ import re
 import numpy as np
 
 from mlip.data.checks.findings import Finding, counted
-from mlip.data.labels import KINDS
+from mlip.data.labels import ENERGY_UNITS, KINDS
 from mlip.data.structure import symbol
 from mlip.units import MEV
 
-LIKE_LABELS = re.compile(r"energ|toten|force|gradient|stress|virial", re.IGNORECASE)
+LIKE_LABELS = re.compile(
+    r"energ|toten|(^|_)e_?(pot|tot)|force|gradient|stress|virial", re.IGNORECASE
+)
 # eV/Å an atom: the error of forces that a good fit reaches; what a set cannot sum to zero stays
 # as an error of any potential whatsoever.
 NET_FORCE = 0.01
@@ -57,16 +59,20 @@ def _kind_of(key):
     return "forces" if "force" in lower or "gradient" in lower else "energy"
 
 
-def free_energies(frames, places, chosen):
-    """Forces derive from the free energy; the energy beside it is extrapolated to no smearing."""
+def free_energies(frames, places, chosen, keys):
+    """Forces derive from the free energy; the energy beside it is extrapolated to no smearing.
+
+    Args:
+      keys: the `LabelKeys`, for the unit.
+    """
     if chosen.get("energy") != "energy":
         return []
-    where, difference = [], []
+    where, difference, unit = [], [], ENERGY_UNITS[keys.energy_unit]
     for index, frame in enumerate(frames):
         both = [frame.value("energy", key) for key in ("free_energy", "energy")]
         if all(isinstance(value, (int, float)) and np.isfinite(value) for value in both):
             where.append(index)
-            difference.append((both[0] - both[1]) / max(len(frame.atoms), 1))
+            difference.append(unit * (both[0] - both[1]) / max(len(frame.atoms), 1))
     if not where or np.std(difference) < FREE_ENERGY:
         return []
     spread = MEV * np.std(difference)
@@ -115,7 +121,9 @@ def energies(sample):
         text = f"all {len(where)} energies are {kind}"
         remedy = "name the true energies with --energy-key"
         return [sample.finding("error", "equal-energies", text, remedy)]
-    step, why = _step(values)
+    unit = ENERGY_UNITS[sample.keys.energy_unit]
+    step, why = _step(values / unit)
+    step *= unit
     if step < 1e-3:  # eV: no calculation is converged better
         return []
     per_atom = step / np.median(sample.n_atoms[where])
@@ -126,7 +134,7 @@ def energies(sample):
 
 
 def _step(values):
-    """Distance between neighbouring values that can occur (eV), and why."""
+    """Distance between neighbouring values that can occur, and why."""
     for decimals in range(4):
         if np.allclose(values, values.round(decimals), rtol=0, atol=1e-9):
             return 10.0**-decimals, f"have {decimals} decimals"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlip.data.checks.findings import Finding
+from mlip.data.checks.findings import Finding, refusal
 from mlip.data.labels import LabelKeys
 from mlip.data.neighbors import complete_cell, neighbor_list
 from mlip.data.structure import COVALENT_RADII, Unusable, symbol
@@ -121,10 +121,9 @@ class Sample:
     @functools.cached_property
     def bound(self):
         """[n] True for frames of several atoms, and of one that has neighbours."""
-        met = [
-            i in self.surveys and self.surveys[i].neighbors > 0 for i in range(len(self.n_atoms))
-        ]
-        return (self.n_atoms > 1) | met
+        bound = self.n_atoms > 1
+        bound[[i for i, found in self.surveys.items() if found.neighbors]] = True
+        return bound
 
     @functools.cached_property
     def unbounded(self):
@@ -156,7 +155,7 @@ def survey(structures, places, keys, cutoff):
             receivers, senders, shifts = neighbor_list(structure, cutoff)
         except Unusable as error:
             refused.append(
-                Finding("error", error.rule, error.problem, error.remedy, (places[index],))
+                refusal(error, structure.name, places[index]),
             )
             continue
         edges += len(receivers)
