@@ -89,7 +89,7 @@ FILES = {
     "empty": data("bad.xyz is of no format that ASE reads", b""),
     "spaces": data("bad.xyz", b"   \n\n  "),
     "empty folder": Case(
-        "check folder", "the folder folder is empty (folder); give", {"folder/": b""}
+        "check folder", "the folder folder is empty of data (folder); give", {"folder/": b""}
     ),
     "folder of junk": Case("check folder", "no format that ASE reads", {"folder/a.q": b"junk"}),
     "device": bad("check /dev/null", "/dev/null is neither a file nor a folder"),
