@@ -85,6 +85,17 @@ def _unknown(argument, parser):
     return f"unknown option {flag}; " + (f"did you mean {near[0]}?" if near else "see --help")
 
 
+def _add_overwrite(parser):
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def _refuse_existing(path, arguments):
+    from mlip.files import refuse_existing
+
+    if not arguments.overwrite:
+        refuse_existing(path, "give another name, or --overwrite")
+
+
 def describe_train(parser):
     from mlip.training.setup import TrainConfig
 
@@ -122,9 +133,7 @@ def describe_check(parser):
     parser.add_argument("data", help="file or folder of frames")
     parser.add_argument("--against", help="another file that must not share frames with it")
     parser.add_argument("--fix", metavar="OUT", help="write what can be mended to this file")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="let --fix replace a file that exists"
-    )
+    _add_overwrite(parser)
     parser.add_argument("--json", help="write summary and findings to this file")
     parser.add_argument("--model", help="compare the stress with this trained potential")
     parser.add_argument("--cutoff", type=float, help="Å; 5.0, or the model's, if not given")
@@ -140,11 +149,11 @@ def check(arguments):
     from mlip.data.checks.doctor import mend
     from mlip.data.checks.findings import error_text
     from mlip.data.labels import LabelKeys
-    from mlip.files import atomic_write, refuse_existing
+    from mlip.files import atomic_write
     from mlip.report import findings_table, print_to_screen, summary_table
 
-    if arguments.fix and not arguments.overwrite:
-        refuse_existing(arguments.fix, "give another name, or --overwrite")
+    for path in filter(None, (arguments.fix, arguments.json)):
+        _refuse_existing(path, arguments)
     keys, cutoff, predict = settings.from_flags(LabelKeys, arguments), arguments.cutoff, None
     if arguments.model:
         from mlip.training.checkpoint import load_model
@@ -265,7 +274,7 @@ def describe_relax(parser):
     parser.add_argument("starts", nargs="+", metavar="start", help="files; each frame is relaxed")
     parser.add_argument("--out", default="relaxed.xyz", help="file for the final structures")
     parser.add_argument("--trajectory", help="file for every step, one for each structure")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    _add_overwrite(parser)
     parser.add_argument(
         "--unfolded", action="store_true", help="compute with the network itself, slower"
     )
@@ -337,6 +346,7 @@ def describe_init(parser):
 
     parser.add_argument("--species", required=True, help="elements, such as H,C,O")
     parser.add_argument("--out", default="model.safetensors", help="file to write")
+    _add_overwrite(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the random parameters")
     parser.add_argument("--dtype", default="float32", help="float32 or float64")
     parser.add_argument(
@@ -351,6 +361,7 @@ def init(arguments):
     from mlip.model.potential import untrained
     from mlip.training.checkpoint import save_model
 
+    _refuse_existing(arguments.out, arguments)
     potential = untrained(
         settings.from_flags(NetworkConfig, arguments),
         arguments.species.split(","),
@@ -396,6 +407,7 @@ def serve(arguments):
 def describe_import_mace(parser):
     parser.add_argument("model", help=".model file of mace-torch; a pickle, so only from a friend")
     parser.add_argument("out", help="model.safetensors to write")
+    _add_overwrite(parser)
     parser.add_argument("--head", help="which head, where the model has several")
     parser.add_argument("--dtype", help="float32 or float64; the model's own if not given")
 
@@ -405,6 +417,7 @@ def import_mace(arguments):
     from mlip.deploy.mace import read_mace
     from mlip.training.checkpoint import save_model
 
+    _refuse_existing(arguments.out, arguments)
     potential = read_mace(arguments.model, arguments.head, arguments.dtype)
     save_model(potential, arguments.out)
     print(

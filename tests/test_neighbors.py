@@ -5,7 +5,7 @@ import pytest
 from conftest import make_structure
 
 from mlip.data.graph import build_table
-from mlip.data.neighbors import complete_cell, neighbor_list
+from mlip.data.neighbors import _refuse_too_many, complete_cell, neighbor_list
 from mlip.data.structure import Structure
 
 CUTOFF = 3.5
@@ -91,6 +91,22 @@ def test_coincident_atoms_are_refused():
     twice = Structure([1, 1], [[0, 0, 0], [0, 0, 1e-5]], np.zeros((3, 3)), [False] * 3, name="f#7")
     with pytest.raises(ValueError, match=r"f#7: atoms 0 and 1 are .* Å apart; remove one"):
         neighbor_list(twice, CUTOFF)
+
+
+def test_a_cluster_with_too_many_pairs_is_refused_also_beside_a_distant_atom():
+    cluster = 3.5 * np.random.default_rng(0).random((16_000, 3))
+    for far in (0.0, 1e6):
+        positions = np.vstack([cluster, [[far, 0, 0]]])
+        dense = Structure([1] * 16_001, positions, np.zeros((3, 3)), [False] * 3)
+        with pytest.raises(ValueError, match="would make about 2.6e[+]08 pairs, more than 2e[+]07"):
+            neighbor_list(dense, 5.0)
+
+
+@pytest.mark.parametrize("pbc", [True, False])
+def test_a_million_atoms_at_the_density_of_matter_are_allowed(pbc):
+    grid = 2.5 * np.stack(np.meshgrid(*[np.arange(100.0)] * 3), axis=-1).reshape(-1, 3)
+    matter = Structure([14] * 10**6, grid, 250 * np.eye(3), [pbc] * 3)
+    _refuse_too_many(matter, complete_cell(matter.cell, matter.pbc), 6.0)
 
 
 def test_a_cutoff_with_too_many_pairs_is_refused_at_once():
