@@ -379,11 +379,19 @@ def serve(arguments):
     from mlip.data.dataset import read
     from mlip.runtime import use_all_cores
     from mlip.simulation.serve import serve as run_client
+    from mlip.simulation.serve import what_is_served
 
     use_all_cores()
+    structures = read(arguments.start, keys=None)
+    if len(structures) > 1:
+        raise ValueError(
+            f"{arguments.start} holds {len(structures)} frames; give the one that the engine was "
+            "started with"
+        )
+    print(what_is_served(structures[0]), flush=True)
     answers = run_client(
         arguments.model,
-        read(arguments.start, keys=None)[0],
+        structures[0],
         unixsocket=arguments.unixsocket,
         host=arguments.host,
         port=arguments.port,

@@ -545,8 +545,9 @@ def test_files_are_checked_before_anything_is_computed(silicon_potential, tmp_pa
         for setting in ("out", "trajectory"):
             with pytest.raises(error, match=message):
                 relax(silicon_potential, structure, **{setting: tmp_path / name})
-    with pytest.raises(ValueError, match="one.xyz is to hold both results and steps"):
-        relax(silicon_potential, structure, None, tmp_path / "one.xyz", tmp_path / "one.xyz")
+    for again in ("one.xyz", "folder.xyz/../one.xyz"):
+        with pytest.raises(ValueError, match="one.xyz is to hold both results and steps"):
+            relax(silicon_potential, structure, None, tmp_path / "one.xyz", tmp_path / again)
     assert (tmp_path / "there.xyz").read_text() == "precious"
     relax(silicon_potential, structure, out=tmp_path / "there.xyz", overwrite=True)
     assert len(ase.io.read(tmp_path / "there.xyz")) == 8

@@ -9,7 +9,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
-from mlip.deploy.fold import FoldedPotential, fold
+from mlip.deploy.fold import fold
 from mlip.deploy.spread import whole_shares
 from mlip.deploy.tables import NoTables
 from mlip.model.potential import Potential, round_up
@@ -54,7 +54,7 @@ class Calculator(AseCalculator):
         self.skin = float(skin)
         if devices is not None and not folded:
             raise ValueError("only a folded potential is spread over devices; leave them away")
-        self.folded = folded and not isinstance(self.potential, FoldedPotential)
+        self.folded = folded
         self.devices = devices
         self.used = self.potential  # what is computed with
         self.shape, self.width = Shape(1, 1, 2), 1

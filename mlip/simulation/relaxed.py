@@ -139,7 +139,7 @@ class Files:
         if path is not None and n_structures > 1:
             names = [f"{path.stem}_{index:03d}{path.suffix}" for index in range(n_structures)]
             self.trajectories = [path.with_name(name) for name in names]
-        if self.out in self.trajectories:
+        if self.out and self.out.resolve() in [path.resolve() for path in self.trajectories]:
             raise ValueError(f"{self.out} is to hold both results and steps; name two files")
         for path in [*([self.out] if self.out else []), *self.trajectories]:
             if path.suffix not in (".xyz", ".extxyz") or path.is_dir():
