@@ -273,7 +273,7 @@ def describe_relax(parser):
 
 
 def relax(arguments):
-    """Relax structures, and their cells if wanted; exit status 1 if one does not converge."""
+    """Relax structures, and their cells if wanted; exit status 3 if one does not converge."""
     from mlip.report import RelaxationScreen, print_to_screen, relaxation_table
     from mlip.runtime import Stop, use_all_cores
     from mlip.simulation.relaxation import RelaxationConfig
@@ -300,7 +300,7 @@ def relax(arguments):
             return 128 + stop.number
     print_to_screen(relaxation_table(results))
     print(f"wrote {arguments.out}")
-    return 0 if all(result.converged for result in results) else 1
+    return 0 if all(result.converged for result in results) else 3
 
 
 def describe_info(parser):

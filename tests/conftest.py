@@ -47,7 +47,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Let a file's programs go: each keeps maps of memory, and a process may have 65,530 of them."""
+    """Let a file's programs go: each keeps maps of memory, of which a process may have 65,530."""
     yield
     jax.clear_caches()
 

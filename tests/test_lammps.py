@@ -336,7 +336,7 @@ def test_elements_of_almost_one_mass_are_told_apart(answers):
 ERRORS = {
     "coincident": "^(RuntimeError: )?Unusable: step 0 on rank .* are 0.0001 Å apart",
     "crossed": "type 1 is Co, but its mass is that of Ni, 58.690; list the elements in the types'",
-    "earlier": r"ValueError: fixes were defined before the potential: hold \(setforce\); they would",
+    "earlier": r"ValueError: fixes were defined before the potential: hold \(setforce\); they",
     "few": "ValueError: elements are H, O, but LAMMPS has 3 atom types; name the element of each",
     "unknown": "ValueError: the potential was not trained on C; it knows H, O, Si",
     "swapped": "type 1 is O, but its mass is that of H, 1.008; list the elements in the types'",

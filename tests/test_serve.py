@@ -216,7 +216,11 @@ def die_before_the_answer(engine):
         (send_nonsense, ValueError, r"message out of turn .*NONSENSE.*look at its log"),
         (ask_out_of_turn, ValueError, r"message out of turn .*READY.*look at its log"),
         (send_garbage, ValueError, "message out of turn"),
-        (die_while_sending, ConnectionError, "ended the conversation without a word .*SocketClosed"),
+        (
+            die_while_sending,
+            ConnectionError,
+            "ended the conversation without a word .*SocketClosed",
+        ),
         (die_before_the_answer, ConnectionError, "ended the conversation without a word"),
     ],
 )
@@ -247,8 +251,14 @@ def test_what_is_served_says_what_the_engines_cell_means():
     for structure, text in (
         (make_structure("crystal"), "6 atoms, periodic along x y z"),
         (make_structure("slab"), "6 atoms, periodic along x y"),
-        (make_structure("molecule"), "6 free atoms: the engine's cell is ignored and the virial is"),
-        (Structure([1], [[0, 0, 0]], cell, [1, 1, 0]), "1 atoms, periodic along x y without a volu"),
+        (
+            make_structure("molecule"),
+            "6 free atoms: the engine's cell is ignored and the virial is",
+        ),
+        (
+            Structure([1], [[0, 0, 0]], cell, [1, 1, 0]),
+            "1 atoms, periodic along x y without a volu",
+        ),
     ):
         told = what_is_served(structure)
         assert told.startswith(text)

@@ -25,9 +25,10 @@ import jax
 import numpy as np
 
 from mlip.data.graph import Graph
+from mlip.data.neighbors import heights
 from mlip.data.structure import Structure, mass, number_of, symbol
 from mlip.deploy.fold import FoldedPotential, fold
-from mlip.deploy.halo import cut_out, find_halo, heights
+from mlip.deploy.halo import cut_out, find_halo
 from mlip.model.potential import Potential, energies_and_pull, forces_and_stress
 from mlip.runtime import keep_compiled_programs
 from mlip.training.checkpoint import load_model

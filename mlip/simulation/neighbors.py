@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph, build_table
-from mlip.data.neighbors import complete_cell
+from mlip.data.neighbors import complete_cell, heights
 from mlip.model.blocks import map_blocks
 from mlip.model.potential import round_up
 
@@ -186,16 +186,16 @@ def plan(structures, cutoff, skin=0.0):
     for structure in structures:
         cell, pbc = complete_cell(structure.cell, structure.pbc), structure.pbc
         fractional = structure.positions @ np.linalg.inv(cell)
-        heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+        across = heights(cell)
         low = np.where(pbc, 0.0, fractional.min(axis=0))
         length = np.where(pbc, 1.0, np.maximum(np.ptp(fractional, axis=0), 1e-3))
-        counts = np.maximum((length * heights / reached).astype(int), 1)
+        counts = np.maximum((length * across / reached).astype(int), 1)
         counts = np.where(~pbc & (counts <= 2), 1, counts)  # two bins would both be looked at
         # A bin holds an atom or more in most cells: emptier bins only cost time.
         while counts.prod() > max(len(structure), 1):
             counts[counts.argmax()] -= 1
         # Room for a cell that shrinks by a hundredth before bins are planned anew.
-        width = 0.99 * length * heights / counts
+        width = 0.99 * length * across / counts
         reach = np.where(pbc | (counts > 1), np.ceil(reached / width), 0).astype(int)
         reach = np.where(pbc, reach, np.minimum(reach, counts - 1))
         places = np.floor((fractional - np.where(pbc, np.floor(fractional), low)) / length * counts)
@@ -203,7 +203,7 @@ def plan(structures, cutoff, skin=0.0):
         members = np.unique(places, axis=0, return_counts=True)[1].max()
         if math.prod(2 * reach + 1) * members > MOST_CANDIDATES:
             raise FloatingPointError(
-                f"{structure.name}: {members} atoms in a cell of {np.round(heights, 2).tolist()} Å "
+                f"{structure.name}: {members} atoms in a cell of {np.round(across, 2).tolist()} Å "
                 f"across have too many images within {reached:.2f} Å; the cell or its atoms have "
                 "collapsed"
             )

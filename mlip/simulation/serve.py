@@ -41,9 +41,7 @@ def serve(model, structure, unixsocket=None, host=None, port=None, dtype=None, f
     if network == (unixsocket is not None):
         raise ValueError("give the engine's address: either a unixsocket, or host and port")
     if port is not None and not 0 < port < 65536:
-        raise ValueError(
-            f"port is {port}; give one between 1 and 65535, as in the engine's input"
-        )
+        raise ValueError(f"port is {port}; give one between 1 and 65535, as in the engine's input")
     calculator = Calculator(model, dtype, folded=folded)
     calculator.potential.species_of(structure)
     atoms = to_ase(structure)
@@ -68,8 +66,10 @@ def what_is_served(structure):
     axes = " ".join(axis for axis, periodic in zip("xyz", structure.pbc) if periodic)
     if np.isfinite(structure.volume):
         return f"{len(structure)} atoms, periodic along {axes}"
-    kind = f"atoms, periodic along {axes} without a volume:" if axes else (
-        "free atoms: the engine's cell is ignored and"
+    kind = (
+        f"atoms, periodic along {axes} without a volume:"
+        if axes
+        else ("free atoms: the engine's cell is ignored and")
     )
     return (
         f"{len(structure)} {kind} the virial is zero; for constant pressure give a start with "
