@@ -44,7 +44,8 @@ def append(file, text, remedy):
 def no_room(error, remedy):
     """What to raise where a frame could not be written."""
     return OSError(
-        f"a frame could not be written ({error.strerror}); make room on the disk and {remedy}"
+        f"a frame could not be written ({error.strerror or error}); make room on the disk and "
+        f"{remedy}"
     )
 
 

@@ -150,9 +150,17 @@ def spread_out(starts, config):
     """A `Start`, and temperatures at the begin and the end (K), for every system.
 
     Raises:
-      ValueError: a number of temperatures that fits neither the starts nor their replicas.
+      ValueError: a number of temperatures that fits neither the starts nor their replicas, or
+        copies of a start that would be the same system again.
     """
     temperatures = config.temperature
+    same = config.ensemble == "nve" or (config.thermostat == "nose-hoover" and config.replicas > 1)
+    copied = config.replicas > 1 or (len(starts) == 1 and len(temperatures) > 1)
+    if same and copied and any(start.velocities is not None for start in starts):
+        raise ValueError(
+            "copies of a start with velocities would all go the same way, since nothing is random; "
+            "simulate one, leave the velocities away, or choose a langevin or csvr thermostat"
+        )
     if len(starts) == 1 and config.replicas == 1:
         starts = starts * len(temperatures)
     else:
