@@ -4,6 +4,7 @@ A frame, and a line of numbers, is written in one call, so that a process that i
 whole ones. What a checkpoint does not know of yet is cut off when a run resumes.
 """
 
+import contextlib
 import io
 import os
 from dataclasses import dataclass, field
@@ -106,6 +107,10 @@ class Files:
             try:
                 self.frames.write(atoms)
             except OSError as error:
+                # Its writer would try to end the frame once more when it is closed.
+                file, self.frames = self.frames.backend.fd, None
+                with contextlib.suppress(OSError):
+                    file.close()
                 raise no_room(error, REMEDY) from error
             return
         text = io.StringIO()
@@ -127,7 +132,10 @@ class Files:
 
     def close(self):
         os.close(self.rows)
-        self.frames.close() if self.kind == "traj" else os.close(self.frames)
+        if self.kind == "xyz":
+            os.close(self.frames)
+        elif self.frames is not None:
+            self.frames.close()
 
 
 def _open_at(path, size):
