@@ -282,7 +282,7 @@ def describe_relax(parser):
 
 
 def relax(arguments):
-    """Relax structures, and their cells if wanted; exit status 1 if one does not converge."""
+    """Relax structures, and their cells if wanted; exit status 3 if one does not converge."""
     from mlip.report import RelaxationScreen, print_to_screen, relaxation_table
     from mlip.runtime import Stop, use_all_cores
     from mlip.simulation.relaxation import RelaxationConfig
@@ -309,7 +309,7 @@ def relax(arguments):
             return 128 + stop.number
     print_to_screen(relaxation_table(results))
     print(f"wrote {arguments.out}")
-    return 0 if all(result.converged for result in results) else 1
+    return 0 if all(result.converged for result in results) else 3
 
 
 def describe_info(parser):
@@ -390,11 +390,19 @@ def serve(arguments):
     from mlip.data.dataset import read
     from mlip.runtime import use_all_cores
     from mlip.simulation.serve import serve as run_client
+    from mlip.simulation.serve import what_is_served
 
     use_all_cores()
+    structures = read(arguments.start, keys=None)
+    if len(structures) > 1:
+        raise ValueError(
+            f"{arguments.start} holds {len(structures)} frames; give the one that the engine was "
+            "started with"
+        )
+    print(what_is_served(structures[0]), flush=True)
     answers = run_client(
         arguments.model,
-        read(arguments.start, keys=None)[0],
+        structures[0],
         unixsocket=arguments.unixsocket,
         host=arguments.host,
         port=arguments.port,

@@ -63,6 +63,30 @@ def complete_cell(cell, pbc):
     return complete
 
 
+def heights(cell):
+    """Distances between opposite faces of a cell, [3], Å."""
+    return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+
+
+def table_holds(old, new, cutoff, skin):
+    """True while the pairs of one structure within cutoff + skin hold all of another within cutoff.
+
+    What the cell's strain does to all atoms alike counts once, as the stretch of a vector; what
+    atoms moved besides counts twice, for the two of a pair.
+
+    Args:
+      old, new: `Structure` of the same atoms.
+      cutoff, skin: Å.
+    """
+    same = ("numbers", "pbc")
+    if not all(np.array_equal(getattr(old, name), getattr(new, name)) for name in same):
+        return False
+    before, now = (complete_cell(s.cell, s.pbc) for s in (old, new))
+    back = np.linalg.solve(now, before)
+    farthest = np.linalg.norm(new.positions @ back - old.positions, axis=1).max()
+    return cutoff * np.linalg.norm(back, 2) + 2 * farthest < cutoff + skin
+
+
 def _refuse_too_many(structure, cell, cutoff):
     n_atoms, sphere = len(structure), 4 / 3 * np.pi * cutoff**3
     most = max(MOST_EDGES, MOST_NEIGHBORS * n_atoms)
