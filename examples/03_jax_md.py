@@ -45,6 +45,10 @@ with jax.enable_x64(True):
     energy = energy_fn(potential, structure)
     neighbors = neighbor_fn(potential, structure, fractional_coordinates=True, skin=0.8)
     _, shift = space.periodic_general(box, fractional_coordinates=True)
+
+    def box_of(state, name):
+        return simulate.npt_box(state) if name == "npt" else box
+
     for name in ("nve", "nose-hoover", "langevin", "npt"):
         init, apply = simulation(name, shift, energy)
         table = neighbors.allocate(places, box=box)
@@ -56,12 +60,11 @@ with jax.enable_x64(True):
         def step(state, table, apply=apply, name=name):
             given = {} if name == "npt" else {"box": box}
             state = apply(state, neighbor=table, **given)
-            now = simulate.npt_box(state) if name == "npt" else box
-            return state, table.update(state.position, box=now)
+            return state, table.update(state.position, box=box_of(state, name))
 
         for _ in range(args.steps):
             state, table = step(state, table)
             if table.did_buffer_overflow:  # energies would not be numbers from here on
-                table = neighbors.allocate(state.position, box=box)
+                table = neighbors.allocate(state.position, box=box_of(state, name))
         kelvin = quantity.temperature(momentum=state.momentum, mass=state.mass) / units.kB
         print(f"{name:12s} {float(kelvin):7.1f} K, {int(table.table.used.sum())} edges")

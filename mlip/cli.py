@@ -85,6 +85,17 @@ def _unknown(argument, parser):
     return f"unknown option {flag}; " + (f"did you mean {near[0]}?" if near else "see --help")
 
 
+def _add_overwrite(parser):
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def _refuse_existing(path, arguments):
+    from mlip.files import refuse_existing
+
+    if not arguments.overwrite:
+        refuse_existing(path, "give another name, or --overwrite")
+
+
 def describe_train(parser):
     from mlip.training.setup import TrainConfig
 
@@ -124,9 +135,7 @@ def describe_check(parser):
     parser.add_argument("data", help="file or folder of frames")
     parser.add_argument("--against", help="another file that must not share frames with it")
     parser.add_argument("--fix", metavar="OUT", help="write what can be mended to this file")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="let --fix replace a file that exists"
-    )
+    _add_overwrite(parser)
     parser.add_argument("--json", help="write summary and findings to this file")
     parser.add_argument("--model", help="compare the stress with this trained potential")
     parser.add_argument("--cutoff", type=float, help="Å; 5.0, or the model's, if not given")
@@ -142,11 +151,11 @@ def check(arguments):
     from mlip.data.checks.doctor import mend
     from mlip.data.checks.findings import error_text
     from mlip.data.labels import LabelKeys
-    from mlip.files import atomic_write, refuse_existing
+    from mlip.files import atomic_write
     from mlip.screen import findings_table, print_to_screen, summary_table
 
-    if arguments.fix and not arguments.overwrite:
-        refuse_existing(arguments.fix, "give another name, or --overwrite")
+    for path in filter(None, (arguments.fix, arguments.json)):
+        _refuse_existing(path, arguments)
     keys, cutoff, predict = settings.from_flags(LabelKeys, arguments), arguments.cutoff, None
     if arguments.model:
         from mlip.training.checkpoint import load_model
@@ -181,7 +190,9 @@ def describe_evaluate(parser):
     parser.add_argument("data", help="file or folder of frames with labels")
     parser.add_argument("--json", help="write the errors to this file")
     parser.add_argument("--plots", help="write parity plots to this folder, as PNG")
-    parser.add_argument("--report", help="write report.html and report.json to this folder")
+    parser.add_argument(
+        "--out", default="evaluation", help="folder for report.html and report.json"
+    )
     parser.add_argument("--dtype", help="float32 or float64; as trained if not given")
     parser.add_argument(
         "--unfolded", action="store_true", help="compute with the network itself, slower"
@@ -218,9 +229,9 @@ def evaluate(arguments):
             temporary.write_text(json.dumps(errors, indent=1) + "\n")
     if arguments.plots:
         write_parity(found, arguments.plots)
-    if arguments.report:
-        names = str(arguments.model), str(arguments.data)
-        report_evaluation(arguments.report, *names, potential, structures, predictions)
+    names = str(arguments.model), str(arguments.data)
+    report_evaluation(arguments.out, *names, potential, structures, predictions)
+    print(f"the report is {Path(arguments.out) / 'report.html'}")
 
 
 def describe_md(parser):
@@ -278,7 +289,7 @@ def describe_relax(parser):
     parser.add_argument("starts", nargs="+", metavar="start", help="files; each frame is relaxed")
     parser.add_argument("--out", default="relaxed.xyz", help="file for the final structures")
     parser.add_argument("--trajectory", help="file for every step, one for each structure")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    _add_overwrite(parser)
     parser.add_argument(
         "--unfolded", action="store_true", help="compute with the network itself, slower"
     )
@@ -286,7 +297,7 @@ def describe_relax(parser):
 
 
 def relax(arguments):
-    """Relax structures, and their cells if wanted; exit status 1 if one does not converge."""
+    """Relax structures, and their cells if wanted; exit status 3 if one does not converge."""
     from mlip.runtime import Stop, use_all_cores
     from mlip.screen import RelaxationScreen, print_to_screen, relaxation_table
     from mlip.simulation.relaxation import RelaxationConfig
@@ -313,12 +324,14 @@ def relax(arguments):
             return 128 + stop.number
     print_to_screen(relaxation_table(results))
     print(f"wrote {arguments.out}")
-    return 0 if all(result.converged for result in results) else 1
+    return 0 if all(result.converged for result in results) else 3
 
 
 def describe_compare(parser):
     parser.add_argument("runs", nargs="+", metavar="run", help="folders of training runs")
-    parser.add_argument("--out", help="write report.html and report.json to this folder")
+    parser.add_argument(
+        "--out", default="comparison", help="folder for report.html and report.json"
+    )
 
 
 def compare(arguments):
@@ -329,9 +342,8 @@ def compare(arguments):
 
     names, rows, reports = put_side_by_side(arguments.runs)
     print_to_screen(comparison_table(names, rows))
-    if arguments.out:
-        report_comparison(arguments.out, names, rows, reports)
-        print(f"wrote {Path(arguments.out) / 'report.html'}")
+    report_comparison(arguments.out, names, rows, reports)
+    print(f"the report is {Path(arguments.out) / 'report.html'}")
 
 
 def describe_info(parser):
@@ -368,6 +380,7 @@ def describe_init(parser):
 
     parser.add_argument("--species", required=True, help="elements, such as H,C,O")
     parser.add_argument("--out", default="model.safetensors", help="file to write")
+    _add_overwrite(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the random parameters")
     parser.add_argument("--dtype", default="float32", help="float32 or float64")
     parser.add_argument(
@@ -382,6 +395,7 @@ def init(arguments):
     from mlip.model.potential import untrained
     from mlip.training.checkpoint import save_model
 
+    _refuse_existing(arguments.out, arguments)
     potential = untrained(
         settings.from_flags(NetworkConfig, arguments),
         arguments.species.split(","),
@@ -410,11 +424,19 @@ def serve(arguments):
     from mlip.data.dataset import read
     from mlip.runtime import use_all_cores
     from mlip.simulation.serve import serve as run_client
+    from mlip.simulation.serve import what_is_served
 
     use_all_cores()
+    structures = read(arguments.start, keys=None)
+    if len(structures) > 1:
+        raise ValueError(
+            f"{arguments.start} holds {len(structures)} frames; give the one that the engine was "
+            "started with"
+        )
+    print(what_is_served(structures[0]), flush=True)
     answers = run_client(
         arguments.model,
-        read(arguments.start, keys=None)[0],
+        structures[0],
         unixsocket=arguments.unixsocket,
         host=arguments.host,
         port=arguments.port,
@@ -427,6 +449,7 @@ def serve(arguments):
 def describe_import_mace(parser):
     parser.add_argument("model", help=".model file of mace-torch; a pickle, so only from a friend")
     parser.add_argument("out", help="model.safetensors to write")
+    _add_overwrite(parser)
     parser.add_argument("--head", help="which head, where the model has several")
     parser.add_argument("--dtype", help="float32 or float64; the model's own if not given")
 
@@ -436,6 +459,7 @@ def import_mace(arguments):
     from mlip.deploy.mace import read_mace
     from mlip.training.checkpoint import save_model
 
+    _refuse_existing(arguments.out, arguments)
     potential = read_mace(arguments.model, arguments.head, arguments.dtype)
     save_model(potential, arguments.out)
     print(

@@ -98,6 +98,17 @@ def test_no_candidate_is_refused_with_what_was_found(tmp_path):
         read(write(tmp_path, hydrogen(energy=-6.5)))
 
 
+@pytest.mark.parametrize("name", ["kinetic_energy", "energy_cutoff", "zero_point_energy"])
+def test_energies_that_are_not_those_of_the_atoms_are_no_candidates(tmp_path, name):
+    atoms = hydrogen(forces=FORCES)
+    atoms.info[name] = 0.05
+    with pytest.raises(ValueError, match=f"has no energy; found the keys forces, {name}|{name}"):
+        read(write(tmp_path, atoms, "data.traj"))
+    atoms = hydrogen(energy=-6.5, forces=FORCES)
+    atoms.info[name] = 0.05
+    assert read(write(tmp_path, atoms, "data.traj"))[0].energy == -6.5
+
+
 def test_labels_missing_in_some_frames_are_none_there(tmp_path):
     frames = [hydrogen(energy=-6.5, forces=FORCES), hydrogen(energy=-6.4), hydrogen(forces=FORCES)]
     first, second, third = read(write(tmp_path, frames))

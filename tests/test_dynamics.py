@@ -373,3 +373,18 @@ def test_settings_out_of_range_are_refused(changes, words):
 def test_starts_that_cannot_be_simulated_are_refused(start, changes, words):
     with pytest.raises(ValueError, match=words):
         run(argon(), start(), DynamicsConfig(**changes), folded=False)
+
+
+def test_copies_that_would_be_one_and_the_same_are_refused():
+    """Given velocities, only random numbers tell replicas apart."""
+    start = Start(crystal(1), np.full((4, 3), 1e-3))
+    for changes in (
+        {"ensemble": "nve", "replicas": 2},
+        {"ensemble": "nve", "temperature": (10.0, 20.0)},
+        {"thermostat": "nose-hoover", "replicas": 2},
+    ):
+        with pytest.raises(ValueError, match="copies of a start with velocities would all go the"):
+            run(argon(), start, DynamicsConfig(**changes), folded=False)
+    config = settings("nvt", thermostat="csvr", replicas=2, steps=20)
+    one, other = run(argon(), start, config, folded=False)
+    assert np.abs(one.frames[-1].velocities - other.frames[-1].velocities).max() > 1e-6

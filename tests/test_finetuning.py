@@ -13,9 +13,15 @@ from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.quickstart import data_file
 from mlip.training.checkpoint import load_model, save_model
-from mlip.training.finetune import estimate_atomic_energies, names_that_move, with_species
+from mlip.training.finetune import (
+    adopt_network,
+    estimate_atomic_energies,
+    names_that_move,
+    with_species,
+)
 from mlip.training.loop import train
 from mlip.training.optimizer import OptimizerConfig
+from mlip.training.setup import prepare
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,23 @@ def test_energies_of_single_atoms_are_found_again(small_potential):
         replace(s, energy=p.energy + 5) for s, p in zip(water, predict(small_potential, water))
     ]
     found = estimate_atomic_energies(small_potential, water)
-    assert "only 1 of 2" in found.note
+    assert "the smallest that fit" in found.note
     assert found.values == pytest.approx({1: 1.0, 8: 0.5}, rel=0, abs=1e-8)
+
+
+@pytest.mark.parametrize("e0", ["keep", "auto", "fit"])
+def test_energies_of_single_atoms_of_the_potential_are_not_judged_by_the_data(tmp_path, e0):
+    base = untrained(TINY, ["H", "C", "O"], e0={"H": -13.6, "C": -1030.0, "O": -2040.0})
+    base = replace(base, average_neighbors=77.0)
+    save_model(base, tmp_path / "base.safetensors")
+    config = config_for(tmp_path, init=tmp_path / "base.safetensors", e0=e0)
+    potential, frames, _, lines = prepare(adopt_network(config))
+    assert "energies of other compositions" not in "\n".join(lines)
+    if e0 == "keep":
+        np.testing.assert_array_equal(potential.e0, base.e0)
+    # The line tells the neighbours in these data, not those of the initial potential's.
+    counted = np.mean([table.used.sum() / len(table.used) for table in frames.tables])
+    assert f", {counted:.1f} neighbours an atom within 3.0 Å" in "\n".join(lines)
 
 
 def test_unseen_elements_are_refused_or_added(tmp_path):

@@ -173,8 +173,11 @@ def test_a_derivative_by_the_tables_is_not_a_number(small_potential):
 def test_folding_twice_is_folding_once(small_potential):
     folded = mlip.fold(small_potential)
     assert mlip.fold(folded) is folded
+    assert mlip.fold(folded, ["H", "O"]) is folded
     with pytest.raises(ValueError, match="folded already"):
         mlip.fold(folded, block=4)
+    with pytest.raises(ValueError, match="the potential knows H, O, Si, not C"):
+        mlip.fold(folded, ["H", "C"])
     with pytest.raises(ValueError, match="folded in float64"):
         folded.with_dtype("float32")
 

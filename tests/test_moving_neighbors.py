@@ -94,6 +94,23 @@ def test_pairs_are_those_of_brute_force(found):
         assert edges_of(table, row) == expected
 
 
+def test_a_few_atoms_far_away_do_not_crowd_the_bins_of_the_others():
+    rng = np.random.default_rng(0)
+    places = np.array(list(itertools.product(range(10), repeat=3))) * 2.0
+    places = places + rng.uniform(-0.3, 0.3, places.shape)
+    places[::100] += rng.normal(0, 400, (10, 3))
+    structure = Structure(np.full(1000, 14), places, np.zeros((3, 3)), [False] * 3)
+    grid, room = plan([structure], CUTOFF)
+    assert room.members < 60
+    with jax.enable_x64(True):
+        cell = complete_cell(structure.cell, structure.pbc)[None]
+        table = search(CUTOFF, room, grid, places[None], cell, np.ones((1, 1000), bool))
+    assert table.complete
+    expected = np.column_stack(neighbor_list(structure, CUTOFF)).tolist()
+    assert len(expected) > 5000
+    assert edges_of(table, 0) == sorted(map(tuple, expected))
+
+
 def test_every_edge_knows_its_reverse(found):
     for _, table in zip(*found):
         width = table.neighbors.shape[-1]

@@ -5,7 +5,12 @@ import pytest
 from conftest import make_structure
 
 from mlip.data.graph import build_table
-from mlip.data.neighbors import complete_cell, neighbor_list
+from mlip.data.neighbors import (
+    _refuse_too_many,
+    complete_cell,
+    neighbor_list,
+    table_holds,
+)
 from mlip.data.structure import Structure
 
 CUTOFF = 3.5
@@ -67,6 +72,34 @@ def test_tables_hold_every_edge_once_and_know_its_opposite(seed):
     assert (vectors[~used] == [2 * CUTOFF, 0, 0]).all()
 
 
+@pytest.mark.parametrize("seeds", range(4))
+def test_a_table_that_holds_lacks_no_pair(seeds):
+    """Atoms moved, and cells strained with their atoms or without, by about half the skin."""
+    rng, skin, held = np.random.default_rng(seeds), 0.5, 0
+    for seed in range(50 * seeds, 50 * seeds + 50):
+        old = random_structure(seed)
+        amount = 10.0 ** rng.uniform(-3, 0)
+        strain = np.eye(3) + 0.1 * amount * rng.normal(size=(3, 3))
+        positions = old.positions @ (strain if rng.random() < 0.7 else np.eye(3))
+        positions = positions + 0.2 * amount * rng.normal(size=positions.shape)
+        new = Structure(old.numbers, positions, old.cell @ strain, old.pbc)
+        if table_holds(old, new, CUTOFF, skin):
+            held += 1
+            known, needed = brute_force(old, CUTOFF + skin), brute_force(new, CUTOFF)
+            assert set(needed) <= set(known)
+    assert 5 < held < 45
+
+
+def test_a_table_does_not_hold_where_a_pair_comes_through_a_shift_that_it_lacks():
+    """Atoms 0.95 of the cell apart the other way: two cells on they come from outside the skin."""
+    places = [[0.0, 0, 0], [-0.95 * 3.35, 0, 0]]
+    old = Structure([1, 1], places, np.diag([3.35, 9.0, 9.0]), [True] * 3)
+    new = Structure([1, 1], places, np.diag([3.35 - 0.08, 9.0, 9.0]), [True] * 3)
+    assert np.abs(build_table(old, 3.5).shifts).max() == 1
+    assert len(neighbor_list(new, 3.4)[0]) > build_table(old, 3.5).used.sum()
+    assert not table_holds(old, new, 3.4, 0.1)
+
+
 def test_small_periodic_cells_have_all_their_images():
     # Known coordination shells of diamond: 4 at √3/4 a, 12 at a/√2, 12 at √11/4 a.
     a = 5.43
@@ -91,6 +124,22 @@ def test_coincident_atoms_are_refused():
     twice = Structure([1, 1], [[0, 0, 0], [0, 0, 1e-5]], np.zeros((3, 3)), [False] * 3, name="f#7")
     with pytest.raises(ValueError, match=r"f#7: atoms 0 and 1 are .* Å apart; remove one"):
         neighbor_list(twice, CUTOFF)
+
+
+def test_a_cluster_with_too_many_pairs_is_refused_also_beside_a_distant_atom():
+    cluster = 3.5 * np.random.default_rng(0).random((16_000, 3))
+    for far in (0.0, 1e6):
+        positions = np.vstack([cluster, [[far, 0, 0]]])
+        dense = Structure([1] * 16_001, positions, np.zeros((3, 3)), [False] * 3)
+        with pytest.raises(ValueError, match="would make about 2.6e[+]08 pairs, more than 2e[+]07"):
+            neighbor_list(dense, 5.0)
+
+
+@pytest.mark.parametrize("pbc", [True, False])
+def test_a_million_atoms_at_the_density_of_matter_are_allowed(pbc):
+    grid = 2.5 * np.stack(np.meshgrid(*[np.arange(100.0)] * 3), axis=-1).reshape(-1, 3)
+    matter = Structure([14] * 10**6, grid, 250 * np.eye(3), [pbc] * 3)
+    _refuse_too_many(matter, complete_cell(matter.cell, matter.pbc), 6.0)
 
 
 def test_a_cutoff_with_too_many_pairs_is_refused_at_once():

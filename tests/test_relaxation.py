@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from mlip.runtime import Stop
 from mlip.simulation import descent, relaxation, setup
 from mlip.simulation.calculator import Calculator
 from mlip.simulation.descent import Descent, Problem, free_strains
-from mlip.simulation.minimizers import OPTIMIZERS, choose
+from mlip.simulation.engine import choose
+from mlip.simulation.minimizers import OPTIMIZERS, Fire
 from mlip.simulation.neighbors import plan
 from mlip.simulation.relaxation import RelaxationConfig, Start, relax
 from mlip.simulation.setup import read_starts
@@ -116,6 +118,26 @@ def test_minimisers_find_the_minima_of_quadratic_functions(name):
     np.testing.assert_allclose(spot.x.reshape(3, 12), lowest, rtol=0, atol=1e-6)
 
 
+def test_fire_goes_half_of_its_last_step_back_where_it_went_uphill():
+    """With forces F that turn round at every point, of steps ΔtₙF with Δt halved each time."""
+    force, n_steps = np.array([[[0.3, 0.0, -0.1]]]), 5
+    with jax.enable_x64(True):
+        x, memory, places = jnp.zeros((1, 1, 3)), Fire.begin(jnp.zeros((1, 1, 3))), []
+        for sign in (1, -1, 1, -1, 1):
+            spot = Spot(x, jnp.asarray(-sign * force), jnp.zeros(1))
+            x, memory = memory.propose(spot, 0.2)
+            places.append(np.asarray(x))
+        far, memory = 1e4 * force, Fire.begin(x)
+        for sign in (1, -1, -1, 1):
+            new, memory = memory.propose(Spot(x, jnp.asarray(-sign * far), jnp.zeros(1)), 0.2)
+            assert np.linalg.norm(new - x) <= 0.2 + 1e-12
+            x = new
+    times = Fire.TIMESTEP * Fire.DECAY ** np.arange(n_steps)
+    steps = (times**2 * [1, -1, 1, -1, 1])[:, None, None, None] * force
+    back = np.concatenate([np.zeros_like(steps[:1]), steps[:-1] / 2])
+    np.testing.assert_allclose(places, np.cumsum(steps - back, axis=0), rtol=0, atol=1e-15)
+
+
 def test_strains_are_orthonormal_and_obey_their_names():
     diagonal = np.eye(3)
     for cell, names, count in (
@@ -134,7 +156,8 @@ def test_strains_are_orthonormal_and_obey_their_names():
         np.testing.assert_array_equal(basis, basis.mT)
         if cell == "shape":
             assert np.abs(np.trace(basis, axis1=1, axis2=2)).max() < 1e-14
-        for i, j, name in ((0, 0, "xx"), (1, 1, "yy"), (2, 2, "zz"), (1, 2, "yz"), (0, 1, "xy")):
+        for name in descent.STRAINS:
+            i, j = map("xyz".index, name)
             assert not names or name in names or not basis[:, i, j].any()
     np.testing.assert_allclose(
         free_strains("hydrostatic")[0], diagonal / np.sqrt(3), rtol=0, atol=1e-15
@@ -462,8 +485,50 @@ def test_an_energy_far_above_the_start_stops_a_structure(silicon_potential):
     lowest.rattle(1e-3, seed=1)
     with pytest.warns(UserWarning, match="not converged"):
         found = relax(stiff, from_ase(lowest), RelaxationConfig(optimizer="fire"))
-    assert "more than max_energy = 10 eV per atom above the start" in found.reason
     assert found.steps < 5
+    first = stiff(from_ase(lowest)).energy
+    rise = (found.energy - first) / len(lowest)
+    assert f"energy is {rise:.4g} eV per atom above the start, more than max_" in found.reason
+
+
+def test_a_cell_that_is_torn_apart_is_stopped_alone(silicon_potential):
+    """No crystal of silicon bears −50 GPa: its cell would go on for ever."""
+    structures = [from_ase(bulk("Si", a=a), f"a = {a}") for a in (5.4, 5.5)]
+    config = RelaxationConfig(cell="hydrostatic", pressure=-50.0)
+    with pytest.warns(UserWarning, match="2 of 2 structures have not converged"):
+        found = relax(silicon_potential, structures, config)
+    for start, result in zip(structures, found):
+        stretch = np.cbrt(result.structure.volume / start.volume)
+        assert np.exp(2) < stretch < np.exp(2.2)
+        assert f"the cell has stretched {stretch:.3g} times, and would go on" in result.reason
+        assert "the pressure of -50 GPa is beyond what the structure bears" in result.reason
+
+
+def test_a_cell_that_collapses_says_how_far(silicon_potential):
+    """In one step, to a cell of less than 1 Å with eight atoms."""
+    config = RelaxationConfig(cell="hydrostatic", pressure=1e6, max_step=20.0)
+    with pytest.warns(UserWarning, match="1 of 1 structures have not converged"):
+        found = relax(silicon_potential, from_ase(silicon()), config)
+    assert "stopped at step 0: the cell or its atoms have collapsed; structure: " in found.reason
+    assert re.search(r"8 atoms in a cell of \[0\.\d.* too many images within 5.00 Å", found.reason)
+
+
+def test_the_systems_without_room_are_told_apart():
+    atoms = [silicon(), silicon(2), silicon(3)]
+    atoms[1].positions[1] = atoms[1].positions[0] + [1e-4, 0, 0]
+    structures = [from_ase(a, f"number {n}") for n, a in enumerate(atoms)]
+    positions, cells = (
+        np.array([getattr(s, f) for s in structures]) for f in ("positions", "cell")
+    )
+    needed = np.array([[30, 8, 20], [30, 8, 20], [900, 8, 20]])
+    ask = functools.partial(
+        setup.without_room, structures, positions, cells, needed=needed, cutoff=4.5, skin=0.5
+    )
+    (index, text), *others = ask(going=np.array([True] * 3)).items()
+    assert (index, others) == (1, [])
+    assert text.startswith("number 1: atoms 0 and 1 are 0.0001 Å apart")
+    assert ask(going=np.array([True, False, True])) == {2: "an atom would have 900 neighbours"}
+    assert ask(going=np.array([True, False, False])) == {0: "an atom would have 30 neighbours"}
 
 
 def test_an_interrupt_keeps_what_there_is(silicon_potential, tmp_path, monkeypatch):
@@ -545,8 +610,15 @@ def test_files_are_checked_before_anything_is_computed(silicon_potential, tmp_pa
         for setting in ("out", "trajectory"):
             with pytest.raises(error, match=message):
                 relax(silicon_potential, structure, **{setting: tmp_path / name})
-    with pytest.raises(ValueError, match="one.xyz is to hold both results and steps"):
-        relax(silicon_potential, structure, None, tmp_path / "one.xyz", tmp_path / "one.xyz")
+    for again in ("one.xyz", "folder.xyz/../one.xyz"):
+        with pytest.raises(ValueError, match="one.xyz is to hold both results and steps"):
+            relax(silicon_potential, structure, None, tmp_path / "one.xyz", tmp_path / again)
+    twice = Structure([14, 14], [[0, 0, 0], [0, 0, 1e-4]], np.zeros((3, 3)), [False] * 3)
+    steps = {"trajectory": tmp_path / "steps.xyz", "overwrite": True}
+    (tmp_path / "steps_000.xyz").write_text("precious")
+    with pytest.raises(ValueError, match="are 0.0001 Å apart"):
+        relax(silicon_potential, [structure, twice], **steps)
+    assert (tmp_path / "steps_000.xyz").read_text() == "precious"
     assert (tmp_path / "there.xyz").read_text() == "precious"
     relax(silicon_potential, structure, out=tmp_path / "there.xyz", overwrite=True)
     assert len(ase.io.read(tmp_path / "there.xyz")) == 8
@@ -592,7 +664,7 @@ def test_mlip_relax_writes_structures_and_tells_what_has_not_converged(silicon_p
 
     short = ("start.xyz", "cluster.xyz", "--steps", "2", "--overwrite")
     done = command("model.safetensors", *short, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "cluster.xyz#0: not converged after 2 steps" in done.stdout
     assert "3 of 3 structures have not converged" in done.stdout
     assert "Traceback" not in done.stderr

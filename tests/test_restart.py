@@ -183,22 +183,38 @@ def test_a_damaged_checkpoint_or_trajectory_is_refused(whole, tmp_path):
         simulate(tmp_path, resume=True)
 
 
-def test_a_full_disk_leaves_whole_frames_and_a_run_to_resume(whole, tmp_path):
+def on_a_disk_of(size, work, *arguments, **settings):
     """The limit on a file's size stands for the disk."""
-    size = len(contents(whole)[0]) * 5 // 8
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(OSError, match="make room on the disk and go on with --resume"):
-            simulate(tmp_path)
+        work(*arguments, **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_whole_frames_and_a_run_to_resume(whole, tmp_path):
+    with pytest.raises(OSError, match="make room on the disk and go on with --resume"):
+        on_a_disk_of(len(contents(whole)[0]) * 5 // 8, simulate, tmp_path)
     frames = ase.io.read(tmp_path / "trajectory.xyz", ":")
     assert 0 < len(frames) < 13
     simulate(tmp_path, resume=True)
     assert contents(tmp_path) == contents(whole)
+
+
+def test_a_full_disk_leaves_an_ase_trajectory_to_resume(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    simulate(one, trajectory="traj")
+    size = (one / "trajectory.traj").stat().st_size * 5 // 8
+    with pytest.raises(OSError, match="could not be written .*; make room on the disk and go on"):
+        on_a_disk_of(size, simulate, two, trajectory="traj")
+    simulate(two, trajectory="traj", resume=True)
+    ours, expected = (ase.io.read(f / "trajectory.traj", ":") for f in (two, one))
+    assert len(ours) == len(expected) == 13
+    for mine, its in zip(ours, expected):
+        np.testing.assert_array_equal(mine.positions, its.positions)
 
 
 COMMAND = [sys.executable, "-m", "mlip.cli", "md"]

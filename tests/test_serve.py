@@ -12,13 +12,13 @@ import ase.io
 import numpy as np
 import pytest
 from ase import units
-from ase.calculators.socketio import SocketIOCalculator
+from ase.calculators.socketio import IPIProtocol, SocketIOCalculator
 from conftest import CONFIGS, make_structure
 
 import mlip
-from mlip.data.structure import to_ase
+from mlip.data.structure import Structure, to_ase
 from mlip.simulation.calculator import Calculator
-from mlip.simulation.serve import serve
+from mlip.simulation.serve import serve, what_is_served
 
 BEADS, STEPS = 4, 12
 INPUT = """
@@ -90,6 +90,7 @@ def ring_polymer(water):
     finally:
         engine.kill()
     assert f"after {BEADS * (STEPS + 1)} evaluations" in output
+    assert output.startswith("3 free atoms: the engine's cell is ignored and the virial is zero")
     return np.loadtxt(water / "run.out") * units.Ha
 
 
@@ -128,6 +129,10 @@ def test_any_engine_gets_energy_forces_and_stress(kind, small_potential):
     structure, atoms = make_structure(kind), to_ase(make_structure(kind))
     name = f"mlip-{kind}-{os.getpid()}"
     served = []
+    # The engine's atoms have moved, and its cell is strained, since the start.
+    atoms.rattle(0.05, seed=1)
+    atoms.set_cell(atoms.cell @ [[1.02, 0.01, 0], [0.01, 0.97, 0], [0, 0, 1.01]], scale_atoms=True)
+    reference = atoms.copy()
     if kind == "molecule":  # the protocol always sends a cell
         atoms.set_cell(20 * np.eye(3))
     with SocketIOCalculator(unixsocket=name) as engine:
@@ -139,7 +144,6 @@ def test_any_engine_gets_energy_forces_and_stress(kind, small_potential):
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         stress = atoms.get_stress() if kind == "crystal" else None
     client.join()
-    reference = to_ase(structure)
     reference.calc = Calculator(small_potential)
     assert served == [1]
     assert abs(energy - reference.get_potential_energy()) < 1e-9
@@ -168,6 +172,107 @@ def test_an_engine_with_another_number_of_atoms_is_refused(small_potential):
     assert "the engine has 1 atoms, but the structure given here has 6" in errors[0]
 
 
+def greet(engine):
+    engine.sendmsg("STATUS")
+    assert engine.recvmsg() == "READY"
+
+
+def send_nan(engine):
+    greet(engine)
+    engine.sendposdata(np.eye(3), np.eye(3), np.full((6, 3), np.nan))
+
+
+def send_nonsense(engine):
+    greet(engine)
+    engine.sendmsg("NONSENSE")
+
+
+def ask_out_of_turn(engine):
+    greet(engine)
+    engine.sendmsg("GETFORCE")
+
+
+def send_garbage(engine):
+    engine.socket.sendall(12 * b"\xff")
+
+
+def die_while_sending(engine):
+    greet(engine)
+    engine.sendmsg("POSDATA")
+    engine.send(np.eye(3), float)
+
+
+def die_before_the_answer(engine):
+    greet(engine)
+    engine.sendposdata(20 * np.eye(3), np.eye(3) / 20, make_structure("molecule").positions)
+    for _ in range(100):  # so that something is left to be answered
+        engine.sendmsg("STATUS")
+
+
+@pytest.mark.parametrize(
+    ("say", "error", "message"),
+    [
+        (send_nan, ValueError, "positions that are not finite, or a message out of turn"),
+        (send_nonsense, ValueError, r"message out of turn .*NONSENSE.*look at its log"),
+        (ask_out_of_turn, ValueError, r"message out of turn .*READY.*look at its log"),
+        (send_garbage, ValueError, "message out of turn"),
+        (
+            die_while_sending,
+            ConnectionError,
+            "ended the conversation without a word .*SocketClosed",
+        ),
+        (die_before_the_answer, ConnectionError, "ended the conversation without a word"),
+    ],
+)
+def test_an_engine_that_breaks_off_or_talks_nonsense_is_reported(
+    small_potential, say, error, message
+):
+    name = f"mlip-{say.__name__}-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"/tmp/ipi_{name}")
+        listening.listen()
+
+        def engine():
+            connection, _ = listening.accept()
+            with connection:
+                say(IPIProtocol(connection))
+
+        thread = threading.Thread(target=engine)
+        thread.start()
+        with pytest.raises(error, match=message) as caught:
+            serve(small_potential, make_structure("molecule"), unixsocket=name)
+        thread.join()
+    Path(f"/tmp/ipi_{name}").unlink()
+    assert getattr(caught.value, "strerror", None) is None, "the command line would name no path"
+
+
+def test_what_is_served_says_what_the_engines_cell_means():
+    cell = np.diag([4.0, 5.0, 0.0])
+    for structure, text in (
+        (make_structure("crystal"), "6 atoms, periodic along x y z"),
+        (make_structure("slab"), "6 atoms, periodic along x y"),
+        (
+            make_structure("molecule"),
+            "6 free atoms: the engine's cell is ignored and the virial is",
+        ),
+        (
+            Structure([1], [[0, 0, 0]], cell, [1, 1, 0]),
+            "1 atoms, periodic along x y without a volu",
+        ),
+    ):
+        told = what_is_served(structure)
+        assert told.startswith(text)
+        assert ("virial is zero; for constant pressure give" in told) == (len(told) > 40)
+
+
+def test_a_start_of_several_frames_is_refused(water):
+    ase.io.write(water / "two.xyz", 2 * [ase.io.read(water / "start.xyz")])
+    client = command("model.safetensors", "two.xyz", "--unixsocket", "absent", cwd=water)
+    _, errors = client.communicate(timeout=120)
+    assert client.returncode == 2
+    assert errors.startswith("mlip serve: two.xyz holds 2 frames; give the one that the engine was")
+
+
 def test_nobody_listening_and_wrong_addresses_are_refused(water, small_potential):
     structure = make_structure("molecule")
     with pytest.raises(ConnectionError, match=r"nobody listens at /tmp/ipi_absent .*start the eng"):
@@ -176,6 +281,9 @@ def test_nobody_listening_and_wrong_addresses_are_refused(water, small_potential
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
         with pytest.raises(ConnectionError, match=f"nobody listens at localhost:{port}"):
+            serve(small_potential, structure, port=port)
+    for port in (-1, 0, 99999):
+        with pytest.raises(ValueError, match=f"port is {port}; give one between 1 and 65535"):
             serve(small_potential, structure, port=port)
     for address in ({}, {"unixsocket": "a", "port": 1}):
         with pytest.raises(ValueError, match="either a unixsocket, or host and port"):

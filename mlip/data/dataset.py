@@ -1,6 +1,7 @@
 """Data sets: reading files into structures with labels, splitting, energies of single atoms."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 from mlip.data.labels import KINDS, LabelKeys, choose_key, read_file, structure_of
 from mlip.data.neighbors import neighbor_list
 from mlip.data.structure import Unusable, number_of, symbol
+
+# Files of a folder that are hidden, or meant for people.
+NO_DATA = re.compile(r"\..*|.*\.md|(readme|licen[cs]e|copying|citation)(\.\w*)?", re.IGNORECASE)
 
 
 def read(path, keys=LabelKeys()):
@@ -34,7 +38,7 @@ def read(path, keys=LabelKeys()):
 
 
 def files_of(path):
-    """The file, or all files of a folder but hidden ones, in order."""
+    """The file, or all files of a folder but hidden ones and those for readers, in order."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path of the data")
     if path.is_file():
@@ -45,10 +49,14 @@ def files_of(path):
             f"{path} is neither a file nor a folder",
             "give the path of a file with structures",
         )
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
+    files = sorted(
+        file for file in path.rglob("*") if file.is_file() and not NO_DATA.fullmatch(file.name)
+    )
     if not files:
         raise Unusable(
-            "no-frames", f"the folder {path} is empty", "give a folder with structure files"
+            "no-frames",
+            f"the folder {path} is empty of data",
+            "give a folder with structure files",
         )
     return files
 
@@ -84,9 +92,18 @@ def split(structures, fraction, seed):
     )
 
 
-def is_isolated(structure, cutoff):
-    """True for a single atom without neighbours within the cutoff."""
-    return len(structure) == 1 and not len(neighbor_list(structure, cutoff)[0])
+def split_isolated(structures, cutoff):
+    """Two lists: structures, and single atoms without neighbours within the cutoff (Å).
+
+    Single atoms without an energy teach nothing, and are in neither.
+    """
+    others, isolated = [], []
+    for structure in structures:
+        if len(structure) > 1 or len(neighbor_list(structure, cutoff)[0]):
+            others.append(structure)
+        elif structure.energy is not None:
+            isolated.append(structure)
+    return others, isolated
 
 
 @dataclass(frozen=True)

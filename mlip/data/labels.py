@@ -43,12 +43,14 @@ STRESS_UNITS = {
 }
 STRESS_ORDERS = {"voigt": "xx yy zz yz xz xy", "vasp": "xx yy zz xy yz xz"}
 PATTERNS = {
-    "energy": re.compile(r"(.*_)?energy", re.IGNORECASE),
+    "energy": re.compile(r"(?!.*(kinetic|zero_point|cutoff))(.*_)?energy", re.IGNORECASE),
     "forces": re.compile(r"(.*_)?forces?", re.IGNORECASE),
     "stress": re.compile(r"(.*_)?(stress|virials?)", re.IGNORECASE),
 }
 # Calculators write this beside `energy`; it counts only where it stands alone.
 SECOND_CHOICE = {"free_energy": "energy"}
+# Of a calculator, in ASE's units whatever those of energies and forces are.
+KEPT_RESULTS = ("charges", "dipole", "magmom", "magmoms")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def _refuse_impossible_counts(path):
     size = path.stat().st_size
     with open(path, "rb") as file:
         for index, line in enumerate(iter(file.readline, b"")):
-            count = int(line) if line.strip().isdigit() else 0
+            # Of more than 4300 digits Python makes no integer; 20 exceed any file.
+            digits = line.strip()[:20]
+            count = int(digits) if digits.isdigit() else 0
             if count > size:
                 raise Unusable(
                     "unreadable",
@@ -205,6 +209,8 @@ def choose_key(kind, wanted, frames, path):
             f"{path} has {len(keys)} candidates for the {kind}: {', '.join(keys)}",
             f"choose one with --{kind}-key",
         )
+    if kind == "forces" and all(len(frame.atoms) == 1 for frame in frames):
+        return keys[0] if keys else None
     if not keys and kind != "stress":
         raise Unusable(
             "no-label",
@@ -306,19 +312,27 @@ def write_frames(path, frames, structures):
 
     Args:
       path: of the file.
-      frames: what the structures were made of; their other keys are kept.
+      frames: what the structures were made of; their other keys are kept, but those that are
+        named like a label and would be second candidates.
       structures: as many.
+
+    Returns:
+      the set of the keys that were left out, those of the labels among them.
     """
-    images = []
+    images, lost = [], set()
     for frame, structure in zip(frames, structures):
         atoms = to_ase(structure)
-        named = {key for kind in KINDS for key in frame.labels[kind]}
+        named = {key for key in frame.keys() if any(p.fullmatch(key) for p in PATTERNS.values())}
         atoms.info |= {k: v for k, v in frame.atoms.info.items() if k not in named}
         for key, values in frame.atoms.arrays.items():
             if key not in named and key not in atoms.arrays:
                 atoms.set_array(key, values)
         labels = {kind: getattr(structure, kind) for kind in KINDS}
         labels = {kind: value for kind, value in labels.items() if value is not None}
+        results = getattr(frame.atoms.calc, "results", {})
+        labels |= {key: results[key] for key in KEPT_RESULTS if results.get(key) is not None}
         atoms.calc = SinglePointCalculator(atoms, **labels)
         images.append(atoms)
+        lost |= frame.keys() - {*atoms.info, *atoms.arrays, *labels}
     ase.io.write(path, images, format="extxyz")
+    return lost

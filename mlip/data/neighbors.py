@@ -5,7 +5,8 @@ import numpy as np
 from mlip.data.structure import Unusable
 
 CLOSEST = 1e-3  # Å: below this two atoms count as one
-MOST_EDGES = 10**8
+# Pairs of any frame, 130 bytes each at the peak; systems of many atoms may have so many an atom.
+MOST_EDGES, MOST_NEIGHBORS = 2 * 10**7, 300
 
 
 def neighbor_list(structure, cutoff):
@@ -21,7 +22,7 @@ def neighbor_list(structure, cutoff):
         shorter than the cutoff. No atom is its own neighbour except through a shift.
 
     Raises:
-      Unusable: two atoms coincide, or there would be more than 10⁸ pairs.
+      Unusable: two atoms coincide, or there would be more than 2·10⁷ pairs and 300 an atom.
     """
     import vesin  # here, since it imports torch where that is installed, which takes seconds
 
@@ -62,21 +63,47 @@ def complete_cell(cell, pbc):
     return complete
 
 
+def heights(cell):
+    """Distances between opposite faces of a cell, [3], Å."""
+    return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+
+
+def table_holds(old, new, cutoff, skin):
+    """True while the pairs of one structure within cutoff + skin hold all of another within cutoff.
+
+    What the cell's strain does to all atoms alike counts once, as the stretch of a vector; what
+    atoms moved besides counts twice, for the two of a pair.
+
+    Args:
+      old, new: `Structure` of the same atoms.
+      cutoff, skin: Å.
+    """
+    same = ("numbers", "pbc")
+    if not all(np.array_equal(getattr(old, name), getattr(new, name)) for name in same):
+        return False
+    before, now = (complete_cell(s.cell, s.pbc) for s in (old, new))
+    back = np.linalg.solve(now, before)
+    farthest = np.linalg.norm(new.positions @ back - old.positions, axis=1).max()
+    return cutoff * np.linalg.norm(back, 2) + 2 * farthest < cutoff + skin
+
+
 def _refuse_too_many(structure, cell, cutoff):
-    if structure.pbc.all():
-        density = len(structure) / abs(np.linalg.det(cell))
-        expected = len(structure) * density * 4 / 3 * np.pi * cutoff**3
-    elif structure.pbc.any():
+    n_atoms, sphere = len(structure), 4 / 3 * np.pi * cutoff**3
+    most = max(MOST_EDGES, MOST_NEIGHBORS * n_atoms)
+    if structure.pbc.any():
         # The free axes of a completed cell are orthogonal unit vectors.
         extent = np.ptp(structure.positions @ cell[~structure.pbc].T, axis=0) + cutoff
-        density = len(structure) / (abs(np.linalg.det(cell)) * extent.prod())
-        expected = len(structure) * density * 4 / 3 * np.pi * cutoff**3
-    else:
+        expected = n_atoms * n_atoms / (abs(np.linalg.det(cell)) * extent.prod()) * sphere
+    elif n_atoms**2 <= most:
         return
-    if expected > MOST_EDGES:
+    else:
+        # In cubes of the sphere's volume all atoms count as neighbours; empty space counts nothing.
+        places = (structure.positions - structure.positions.min(axis=0)) // np.cbrt(sphere)
+        expected = (np.unique(places, axis=0, return_counts=True)[1] ** 2.0).sum()
+    if expected > most:
         raise Unusable(
             "too-many-neighbours",
             f"{structure.name}: a cutoff of {cutoff} Å would make about {expected:.1e} pairs, more "
-            f"than {MOST_EDGES:.0e}",
+            f"than {most:.0e}",
             "check the cell and the cutoff",
         )

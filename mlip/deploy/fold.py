@@ -58,7 +58,8 @@ def fold(potential, species=None, block=None, devices=None):
     rounding of float32; forces remain the exact derivative of the energy.
 
     Args:
-      potential: a `Potential` in the precision it is to have; folded ones are returned unchanged.
+      potential: a `Potential` in the precision it is to have; folded ones are returned unchanged,
+        with all species that they know.
       species: symbols or atomic numbers that will occur; all that the potential knows by default.
         Fewer make smaller tables.
       block: about how many atoms are taken at a time; 0 takes all. By default what was measured
@@ -72,13 +73,9 @@ def fold(potential, species=None, block=None, devices=None):
     Raises:
       NoTables: radial functions too rough for tables, or tables too large, as for many species
         whose every pair has its own.
-      ValueError: no species or one that the potential does not know; no devices; or settings for a
-        potential that is folded already.
+      ValueError: no species or one that the potential does not know; no devices; or block or
+        devices for a potential that is folded already.
     """
-    if isinstance(potential, FoldedPotential):
-        if any(setting is not None for setting in (species, block, devices)):
-            raise ValueError("the potential is folded already; fold the one that it came from")
-        return potential
     chosen = potential.species if species is None else {number_of(s) for s in species}
     if not chosen or (devices is not None and not devices):
         raise ValueError("species or devices are empty; name at least one, or leave them away")
@@ -87,6 +84,10 @@ def fold(potential, species=None, block=None, devices=None):
             f"the potential knows {', '.join(map(symbol, potential.species))}, not "
             f"{', '.join(map(symbol, sorted(unknown)))}"
         )
+    if isinstance(potential, FoldedPotential):
+        if block is not None or devices is not None:
+            raise ValueError("the potential is folded already; fold the one that it came from")
+        return potential
     kept = [index for index, z in enumerate(potential.species) if z in chosen]
     parameters = merge(potential, kept)
     values = {f.name: getattr(potential, f.name) for f in fields(Potential)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlip.data.graph import Table, arrange
-from mlip.data.neighbors import neighbor_list
+from mlip.data.neighbors import heights, neighbor_list, table_holds
 from mlip.data.structure import Structure
 from mlip.model.potential import round_up
 
@@ -119,21 +119,19 @@ def _reach(comm, known, positions, cell, pbc):
     return comm.allreduce(nearest, op=min)
 
 
-def heights(cell):
-    """Distances between opposite faces of a cell, [3], Å."""
-    return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-
-
 @dataclass(frozen=True)
 class Part:
     """The rows that a rank computes, with room so that small changes compile nothing."""
 
     structure: Structure  # own atoms and those of the halo, when the table was built
     n_own: int
-    skin: float  # Å beyond the cutoff
+    cutoff: float  # Å
+    skin: float  # Å beyond it, within which neighbours were found
     row: np.ndarray  # [n_atoms] of each atom; −1 where it is too far to matter
     table: Table
-    room: tuple[int, ...]  # rows for own atoms, for their neighbours, for the neighbours of these …
+    room: tuple[
+        int, ...
+    ]  # [layers + 1] rows for own atoms, for their neighbours, for the neighbours of these …
 
     def layer_rows(self):
         """Rows that each layer of the network is taken for, the first layer's first."""
@@ -141,26 +139,17 @@ class Part:
 
     def holds(self, structure, n_own):
         """True while every pair within the cutoff is still in the table."""
-        old = self.structure
-        same = all(
-            np.array_equal(getattr(old, name), getattr(structure, name))
-            for name in ("numbers", "pbc")
-        )
-        if not same or n_own != self.n_own:
-            return False
-        moved = np.sqrt(((structure.positions - old.positions) ** 2).sum(axis=1).max())
-        stretched = np.linalg.norm(structure.cell - old.cell, axis=1)
-        crossed = np.abs(self.table.shifts).max(axis=(0, 1))
-        return 2 * moved + crossed @ stretched < self.skin
+        same = n_own == self.n_own
+        return same and table_holds(self.structure, structure, self.cutoff, self.skin)
 
     def spread(self, values):
-        """Values of the atoms in the rows that they have, and zero elsewhere."""
+        """Values of the atoms, [n_atoms, …], in their rows, [n_rows, …]; zero elsewhere."""
         rows = np.zeros((len(self.table.neighbors), *values.shape[1:]), values.dtype)
         rows[self.row[self.row >= 0]] = values[self.row >= 0]
         return rows
 
     def collect(self, rows):
-        """Values of the atoms from their rows; zero for those that have none."""
+        """Values of the atoms, [n_atoms, …], from rows, [n_rows, …]; zero for those without one."""
         return np.where((self.row >= 0).reshape(-1, *[1] * (rows.ndim - 1)), rows[self.row], 0.0)
 
 
@@ -171,8 +160,14 @@ def cut_out(structure, n_own, cutoff, skin, layers, room=(), width=1, spare=True
       structure: own atoms and those of the halo, in the cell of the whole system.
       cutoff, skin: Å.
       layers: of the network.
-      room, width: rows and slots at least.
+      room, width: rows [layers + 1] and slots of a row at least; see `Part`.
       spare: make room for a few more of both.
+
+    Returns:
+      `Part`, with rows and slots as they were asked for where these suffice.
+
+    Raises:
+      Unusable: two atoms coincide, or there would be more than 10⁸ pairs.
     """
     receivers, senders, shifts = neighbor_list(structure, cutoff + skin)
     steps = np.full(len(structure), layers + 1)
@@ -197,4 +192,4 @@ def cut_out(structure, n_own, cutoff, skin, layers, room=(), width=1, spare=True
     edges = receivers[order], senders[order], shifts[order]
     most = int(np.bincount(edges[0], minlength=1).max())
     width = max(width, most if most <= width else round_up(-(-11 * most // 10)))
-    return Part(structure, n_own, skin, row, arrange(first, *edges, width), room)
+    return Part(structure, n_own, cutoff, skin, row, arrange(first, *edges, width), room)

@@ -15,7 +15,9 @@ energies, forces and virial at every step. Each rank computes its own atoms (see
 import ctypes
 import functools
 import itertools
+import re
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +25,17 @@ import jax
 import numpy as np
 
 from mlip.data.graph import Graph
+from mlip.data.neighbors import heights
 from mlip.data.structure import Structure, mass, number_of, symbol
 from mlip.deploy.fold import FoldedPotential, fold
-from mlip.deploy.halo import cut_out, find_halo, heights
-from mlip.model.potential import Potential, atom_energies, forces_and_stress
+from mlip.deploy.halo import cut_out, find_halo
+from mlip.model.potential import Potential, energies_and_pull, forces_and_stress
 from mlip.runtime import keep_compiled_programs
 from mlip.training.checkpoint import load_model
 
 FIX = "mlip"  # name of the fix in LAMMPS
 USUAL_SKIN = 2.0  # Å, LAMMPS's own skin in metal units
+KEEPERS = ("property/atom", "STORE")  # styles of fixes that only keep values of atoms
 
 
 def start(arguments=()):
@@ -63,8 +67,12 @@ def start(arguments=()):
 def drive(engine, model, elements, dtype=None, skin=0.5, folded=True):
     """Have a potential give energies, forces, virial and energies of atoms to a LAMMPS simulation.
 
-    Defines the fix `mlip`; LAMMPS's pair styles stay as they are, and add to it. An error of the
-    potential ends the run and is raised by the command that ran; no number comes of that step.
+    Defines the fix `mlip`; LAMMPS's pair styles stay as they are, and add to it. Fixes act on
+    forces in the order in which they were defined, so that all others are to come after this call.
+
+    An error of the potential ends the run and is raised by the command that ran, on the other ranks
+    as a RuntimeError; no number comes of that step. The engine is of no use then: every later
+    command raises the same, so close it and start another.
 
     Args:
       engine: a `lammps.lammps` with box and atoms, in metal units. All its ranks call this.
@@ -80,7 +88,10 @@ def drive(engine, model, elements, dtype=None, skin=0.5, folded=True):
 
     Raises:
       FileNotFoundError, ValueError: no such model; other units; elements that are unknown to the
-        potential, too few, or at odds with the masses; not three dimensions; a negative skin.
+        potential, too few, or at odds with the masses; not three dimensions; a negative skin;
+        fixes that were defined before.
+      ImportError: mpi4py is not installed.
+      NoTables: see `mlip.fold`.
     """
     keep_compiled_programs()
     potential = model if isinstance(model, Potential) else load_model(model)
@@ -88,10 +99,11 @@ def drive(engine, model, elements, dtype=None, skin=0.5, folded=True):
     if not (np.isfinite(skin) and skin >= 0):
         raise ValueError(f"skin is {skin} Å; it must be zero or positive (0.5 Å is usual)")
     numbers = _checked_elements(engine, potential, elements)
-    if folded:
-        potential = fold(potential, None if isinstance(potential, FoldedPotential) else numbers)
     if (comm := engine.get_mpi_comm()) is None:
         raise ImportError("LAMMPS cannot tell its communicator; pip install mpi4py")
+    _refuse_earlier_fixes(engine, comm)
+    if folded:
+        potential = fold(potential, numbers)
     driver = Driver(engine, comm, potential, numbers, float(skin))
     engine.command(f"fix {FIX} all external pf/callback 1 1")
     engine.command(f"fix_modify {FIX} energy yes virial yes")
@@ -119,14 +131,29 @@ def _checked_elements(engine, potential, elements):
             f"{', '.join(map(symbol, potential.species))}"
         )
     masses = engine.numpy.extract_atom("mass")
-    for kind, number in enumerate(numbers, start=1):
-        for other in set(numbers) - {number}:
-            if masses is not None and abs(masses[kind] / mass(other) - 1) < 0.02:
-                raise ValueError(
-                    f"elements say that type {kind} is {symbol(number)}, but its mass is that of "
-                    f"{symbol(other)}, {masses[kind]:.3f}; list the elements in the types' order"
-                )
+    for kind, number in enumerate(numbers, start=1) if masses is not None else ():
+        nearest = min(numbers, key=lambda other: abs(masses[kind] - mass(other)))
+        if nearest != number and abs(masses[kind] / mass(nearest) - 1) < 0.02:
+            raise ValueError(
+                f"elements say that type {kind} is {symbol(number)}, but its mass is that of "
+                f"{symbol(nearest)}, {masses[kind]:.3f}; list the elements in the types' order"
+            )
     return np.array(numbers)
+
+
+def _refuse_earlier_fixes(engine, comm):
+    """All ranks call this together."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fixes"
+        engine.command(f'info fixes out overwrite "{path}"')
+        table = comm.bcast(path.read_text() if comm.rank == 0 else None)
+    fixes = re.findall(r"^Fix\[ *\d+\]: +(\S+), +style = (\S+),", table, re.MULTILINE)
+    fixes = itertools.takewhile(lambda fix: fix[0] != FIX, fixes)
+    if earlier := [f"{name} ({style})" for name, style in fixes if not style.startswith(KEEPERS)]:
+        raise ValueError(
+            f"fixes were defined before the potential: {', '.join(earlier)}; they would change "
+            "forces before it adds its own, so define them after drive(...)"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -141,12 +168,7 @@ def evaluate_part(network, weights, graph, own):
       energies [n_atoms], forces on all rows [n_atoms, 3], stress [1, 3, 3].
     """
 
-    def total(displacement):
-        moved = replace(graph, displacement=displacement)
-        energies = own * atom_energies(network, weights, moved)
-        return energies.sum(), energies
-
-    pull, energies = jax.grad(total, has_aux=True)(graph.displacement)
+    energies, pull = energies_and_pull(network, weights, graph, own)
     return energies, *forces_and_stress(graph, pull)
 
 
@@ -286,7 +308,8 @@ class Driver:
             mine[1:] = found.moved, found.energies.sum(), *found.virial
         self.comm.Allgather(mine, ranks)
         if ranks[:, 0].any():
-            texts = self.comm.allgather(None if failure is None else str(failure))
+            text = None if failure is None else f"{type(failure).__name__}: {failure}"
+            texts = self.comm.allgather(text)
             failure = failure or RuntimeError(next(text for text in texts if text is not None))
         else:
             failure = self._lacking(ranks[:, 1].max())

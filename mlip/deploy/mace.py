@@ -83,9 +83,16 @@ def from_mace(model, head=None, dtype=None, training=None):
       training: where the model comes from, for the model file.
 
     Raises:
-      ValueError: a part that we do not have, by name; a head that is not there, or several to
-        choose from; weights whose shapes do not fit.
+      ValueError: a part that we do not have, by name, or one that its class had not yet; a head
+        that is not there, or several to choose from; weights whose shapes do not fit.
     """
+    try:
+        return _potential_of(model, head, dtype, training)
+    except AttributeError as error:  # a pickle holds its class by name only
+        refuse(f"no {error.name or error}, as one of another version of mace-torch")
+
+
+def _potential_of(model, head, dtype, training):
     config = config_of(model)
     heads = list(getattr(model, "heads", None) or ["Default"])
     chosen = _choose(heads, head)
@@ -147,8 +154,11 @@ def _average_neighbors(model):
 
 
 def _require_constants(name, values, expected):
-    if not np.allclose(array(values), expected, rtol=SINGLE, atol=SINGLE):
-        refuse(f"{name} = {array(values)} where mace-torch has {np.asarray(expected)}: trained")
+    values, expected = np.ravel(array(values)), np.ravel(expected)
+    if values.shape != expected.shape or not np.allclose(
+        values, expected, rtol=SINGLE, atol=SINGLE
+    ):
+        refuse(f"{name} = {values} where mace-torch has {expected}: trained")
 
 
 def config_of(model):

@@ -20,6 +20,11 @@ INTERACTIONS = {
 
 
 def refuse(part):
+    """Refuse a model for a part, such as "use_so3".
+
+    Raises:
+      ValueError: always.
+    """
     raise ValueError(
         f"the model has {part}; MACE and ScaleShiftMACE with the blocks "
         f"{', '.join(INTERACTIONS)} and scalar readouts can be imported"

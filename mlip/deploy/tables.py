@@ -147,6 +147,10 @@ def _largest_beyond(values):
 def few_functions(table, potential):
     """Functions of which all columns of a table are combinations, and the combinations.
 
+    Args:
+      table: coefficients of splines of one pair of species, [rows, columns].
+      potential: whose cutoff function and precision say what is small.
+
     Returns:
       table of the functions, [rows, n_functions], and matrix [n_functions, columns].
     """

@@ -58,11 +58,16 @@ def atom_energies(network, weights, graph):
     return energies
 
 
-def energies_and_pull(network, weights, graph):
-    """Energies of the atoms, and the derivative of their sum by each displacement (eV/Å)."""
+def energies_and_pull(network, weights, graph, own=1.0):
+    """Energies of the atoms, and the derivative of their sum by each displacement (eV/Å).
+
+    Args:
+      own: factor of each atom's energy, such as [n_atoms] 0 for those that others count.
+    """
 
     def total(displacement):
-        energies = atom_energies(network, weights, replace(graph, displacement=displacement))
+        moved = replace(graph, displacement=displacement)
+        energies = own * atom_energies(network, weights, moved)
         return energies.sum(), energies
 
     pull, energies = jax.grad(total, has_aux=True)(graph.displacement)

@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from mlip import config as settings
-from mlip.data.checks.doctor import check
 from mlip.data.checks.findings import listed
-from mlip.data.dataset import is_isolated, read, split
 from mlip.report import figures, probes
 from mlip.report.page import Figure, Section, Table, pairs, provenance, write
 from mlip.screen import card, summary_table
 from mlip.training.checkpoint import fingerprint, load_model
 from mlip.training.evaluation import metrics, parity
-from mlip.training.setup import TrainConfig
+from mlip.training.setup import TrainConfig, divide, look_over
 from mlip.units import MEV
 
 WORST = 10  # frames that are named
@@ -34,14 +32,8 @@ def report_training(folder):
     config = settings.from_toml(TrainConfig, folder / "config.toml")
     potential = load_model(folder / "model.safetensors")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    looked = check(config.train, config.keys, config.network.cutoff, config.e0)
-    train = [s for s in looked.structures if not is_isolated(s, config.network.cutoff)]
-    if Path(config.valid).exists():
-        valid = [
-            s for s in read(config.valid, config.keys) if not is_isolated(s, config.network.cutoff)
-        ]
-    else:
-        train, valid = split(train, float(config.valid), config.seed)
+    looked = look_over(config)
+    train, valid, _ = divide(config, looked.structures)
     predictions = potential.predict(valid)
     errors = metrics(parity(valid, predictions))
     key = {name: errors[column] for name, column in COLUMNS.items() if errors[column] is not None}
@@ -101,7 +93,7 @@ def training_facts(potential):
 
 def data_section(looked):
     """What the data holds and what was found in it."""
-    parts = [pairs(summary_table(looked.summary))]
+    parts = [pairs(summary_table(looked.summary))] if looked.summary else []
     found = [
         [f.grade, f.check, f.message, listed(f.frames) if f.frames else "the whole set", f.remedy]
         for f in looked.findings

@@ -8,8 +8,9 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.graph import Shape, build_table, pad
+from mlip.data.neighbors import table_holds
 from mlip.data.structure import from_ase
-from mlip.deploy.fold import FoldedPotential, fold
+from mlip.deploy.fold import fold
 from mlip.deploy.spread import whole_shares
 from mlip.deploy.tables import NoTables
 from mlip.model.potential import Potential, round_up
@@ -24,8 +25,8 @@ class Calculator(AseCalculator):
     `energy` and `free_energy` (eV), `energies` (eV), `forces` (eV/Å) and `stress` (eV/Å³, Voigt's
     order and ASE's sign; only for cells with a volume). The compiled program is kept as long as the
     atoms fit its padded size, and for later processes in a cache (`mlip.runtime`); the neighbour
-    table as long as no atom has moved half the skin and cell, periodicity and elements are the
-    same.
+    table as long as elements and periodicity are the same and no pair can have come within the
+    cutoff from beyond the skin.
 
     Args:
       model: path of a model file, or a `Potential`.
@@ -54,7 +55,7 @@ class Calculator(AseCalculator):
         self.skin = float(skin)
         if devices is not None and not folded:
             raise ValueError("only a folded potential is spread over devices; leave them away")
-        self.folded = folded and not isinstance(self.potential, FoldedPotential)
+        self.folded = folded
         self.devices = devices
         self.used = self.potential  # what is computed with
         self.shape, self.width = Shape(1, 1, 2), 1
@@ -115,9 +116,11 @@ class Calculator(AseCalculator):
             return narrow(graph, cutoff, self.width)[0]
 
     def _update_table(self, structure):
-        if self._table_holds(structure):
+        cutoff = self.potential.config.cutoff
+        old = self.reference
+        if old is not None and table_holds(old, structure, cutoff, self.skin):
             return
-        self.table = build_table(structure, self.potential.config.cutoff + self.skin)
+        self.table = build_table(structure, cutoff + self.skin)
         self.reference = structure
         n_atoms, width = self.table.size()
         if n_atoms > self.shape.n_atoms or width > self.shape.max_neighbors:
@@ -129,17 +132,3 @@ class Calculator(AseCalculator):
                 max(round_up(-(-11 * width // 10)), self.shape.max_neighbors),
                 2,
             )
-
-    def _table_holds(self, structure):
-        """True while every pair within the cutoff is still in the table."""
-        old = self.reference
-        if (
-            self.skin == 0
-            or old is None
-            or not np.array_equal(old.numbers, structure.numbers)
-            or not np.array_equal(old.pbc, structure.pbc)
-            or not np.array_equal(old.cell, structure.cell)
-        ):
-            return False
-        moved = ((structure.positions - old.positions) ** 2).sum(axis=1).max()
-        return moved < (self.skin / 2) ** 2

@@ -32,17 +32,19 @@ from mlip.simulation.engine import (
     TOO_CLOSE,
     TOO_HIGH,
     Systems,
+    choose,
     empty_table,
     evaluate,
     find,
 )
-from mlip.simulation.minimizers import OPTIMIZERS, Fire, Lbfgs, choose, norm, wide
+from mlip.simulation.minimizers import OPTIMIZERS, Fire, Lbfgs, norm, wide
 from mlip.simulation.neighbors import Neighbors, Room
 
 CELLS = ("fixed", "full", "hydrostatic", "shape")
 STRAINS = ("xx", "yy", "zz", "yz", "xz", "xy")
 # Why a system ended, besides the reasons of `mlip.simulation.engine`; 0 goes on.
-CONVERGED, EXHAUSTED = -1, -2
+CONVERGED, EXHAUSTED, RUNAWAY = -1, -2, -3
+LONGEST = 2.0  # logarithm of the stretch of a cell, beyond which it would go on without end
 # Relative error of energies, within which one is not higher than another.
 ROUNDING = {"float32": 1e-6, "float64": 1e-12}
 
@@ -233,7 +235,11 @@ def advance(descent, problem, flight, steps, fewest):
 
 
 def one_step(descent, problem, flight):
-    """The `Flight` one step on; but for the table unchanged if that lacks room."""
+    """The `Flight` one step on; but for the table unchanged if that lacks room.
+
+    Systems that have ended stay as they are. One whose step leads to numbers that are not finite
+    ends at the point before it.
+    """
     state, terms = flight.state, problem.terms
     going = state.why == 0
     x, memory = state.memory.propose(state.point, terms.max_step)
@@ -268,6 +274,7 @@ def judge(descent, problem, state):
     why = jnp.zeros_like(state.why)
     for code, true in (
         (EXHAUSTED, state.steps >= terms.steps),
+        (RUNAWAY, jnp.linalg.eigvalsh(strains(problem, point.x)).max(axis=1) > LONGEST),
         (CONVERGED, converged),
         (TOO_HIGH, point.value > state.first + terms.rise * problem.bodies.n_atoms),
         (TOO_CLOSE, point.closest < terms.closest),
@@ -277,14 +284,24 @@ def judge(descent, problem, state):
 
 
 def place(descent, problem, x):
-    """Positions, cells, and eigenvalues and eigenvectors of the strains at coordinates."""
+    """What is at coordinates x, [n_systems, n_atoms + 2, 3] Å.
+
+    Returns:
+      positions [n_systems, n_atoms, 3] Å, cells [n_systems, 3, 3] Å, and eigenvalues [n_systems, 3]
+      and eigenvectors [n_systems, 3, 3] of the strains U, or None where cells stay as they are.
+    """
     bodies, z = problem.bodies, x[:, :-2]
     if not descent.strained:
         return z, bodies.cell, None
-    amounts = x[:, -2:].reshape(-1, 6) / bodies.length[:, None]
-    values, axes = jnp.linalg.eigh(jnp.einsum("sk,kij->sij", amounts, problem.terms.basis))
+    values, axes = jnp.linalg.eigh(strains(problem, x))
     stretch = _stretch(values, axes)
     return z @ stretch, bodies.cell @ stretch, (values, axes)
+
+
+def strains(problem, x):
+    """U of the module, [n_systems, 3, 3]."""
+    amounts = x[:, -2:].reshape(-1, 6) / problem.bodies.length[:, None]
+    return jnp.einsum("sk,kij->sij", amounts, problem.terms.basis)
 
 
 def _stretch(values, axes):
@@ -293,7 +310,15 @@ def _stretch(values, axes):
 
 
 def measure(descent, problem, x, positions, cell, strain, table):
-    """The `Point` at coordinates, see the module, and the room that was needed to find it."""
+    """The `Point` at coordinates, see the module, and the room that was needed to find it.
+
+    Args:
+      x, positions, cell, strain: see `place`.
+      table: `Neighbors` that hold there.
+
+    Returns:
+      `Point`, and the room, [n_systems, 3]; see `mlip.simulation.neighbors.make_room`.
+    """
     systems, bodies, terms = problem.systems, problem.bodies, problem.terms
     energy, forces, stress, closest, needed = evaluate(
         descent, problem.weights, systems, positions, cell, table

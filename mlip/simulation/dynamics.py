@@ -96,16 +96,6 @@ def run(
     return found[0] if single and len(found) == 1 else found
 
 
-def worst_of(structures, going, needed, reach):
-    """Index of the system for which no room can be made: one without a plan, or the fullest."""
-    for index in np.flatnonzero(going):
-        try:
-            plan([structures[index]], *reach)
-        except (FloatingPointError, ValueError):
-            return int(index)
-    return int(np.where(going, needed.max(axis=1), -1).argmax())
-
-
 class Simulation:
     """A run as the host sees it: what is planned, the flight so far, and where it is written."""
 
@@ -304,16 +294,18 @@ class Simulation:
         needed, state, step = self.flight.needed, self.flight.state, int(self.flight.state.step)
         self.crowded = step, self.crowded[1] + 1 if self.crowded[0] == step else 1
         going = np.asarray(self.flight.stopped) == 0
-        here = setup.moved(self.structures, state.positions, state.cell)
-        # Systems that were left need no bins: those of their start do.
-        here = [now if on else then for now, then, on in zip(here, self.structures, going)]
         reach = self.engine.cutoff, self.engine.skin
         try:
             if self.crowded[1] > MOST_ATTEMPTS:
                 raise FloatingPointError
+            here = list(self.structures)  # those that were left need no bins but their start's
+            for index in np.flatnonzero(going).tolist():
+                one = slice(index, index + 1)
+                here[one] = setup.moved(here[one], state.positions[one], state.cell[one])
             grid, room = make_room(here, *reach, self.engine.room, needed)
         except (FloatingPointError, ValueError):
-            worst = worst_of(here, going, np.asarray(needed), reach)
+            there = self.structures, state.positions, state.cell
+            worst = np.array(list(setup.without_room(*there, going, needed, *reach)))
             self.flight = replace(
                 self.flight,
                 stopped=self.flight.stopped.at[worst].set(engines.COLLAPSED),
@@ -359,8 +351,8 @@ class Simulation:
             f"{self.config.max_temperature:g} K",
             engines.TOO_HIGH: f"the potential energy is {rise + self.config.max_energy:.4g} eV per "
             f"atom above the start, more than max_energy = {self.config.max_energy:g} eV",
-            engines.COLLAPSED: "the cell or its atoms have collapsed; an atom would have "
-            "thousands of neighbours",
+            engines.COLLAPSED: "the cell or its atoms have collapsed: atoms coincide, or one would "
+            "have thousands of neighbours",
         }[code]
 
     def add_rows(self, rows, alive=None):

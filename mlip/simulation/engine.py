@@ -238,7 +238,7 @@ def one_step(engine, setting, flight):
     timestep = jnp.where(state.step < 0, 0.0, course.timestep)
     moved = integrators.first_half(engine.method, bodies, around, state, timestep)
     broken = ~jnp.isfinite(moved.positions.sum((1, 2)) + moved.cell.sum((1, 2)))
-    moved = _where(halted | broken, state, moved)
+    moved = choose(halted | broken, state, moved)
     # Where a system was left its atoms may be in a heap, for which no room has to be made.
     moving = replace(systems, real=systems.real & ~halted[:, None])
     table = jax.lax.cond(
@@ -254,24 +254,29 @@ def one_step(engine, setting, flight):
     why = jnp.where(broken, NOT_FINITE, judge(setting, after, closest))
     why = jnp.where(halted, flight.stopped, why)
     # A state with numbers that are not finite tells nothing: the one before is kept.
-    after = _where(halted | (why == NOT_FINITE), replace(state, step=after.step), after)
+    after = choose(halted | (why == NOT_FINITE), replace(state, step=after.step), after)
     closest = jnp.where(halted, flight.closest, closest)
     fits = table.complete & (needed[:, 2] <= engine.room.within).all()
     at = jnp.where(why == NOT_FINITE, state.step, after.step)
     at = jnp.where(halted, flight.stopped_at, at)
     new = Flight(after, table, why, at, closest, fits, needed)
     kept = replace(flight, fits=fits, needed=needed)
-    return jax.tree.map(lambda a, b: jnp.where(fits, a, b), new, kept)
+    return choose(fits, new, kept)
 
 
-def _where(chosen, one, other):
-    """State of which the chosen systems come from `one`; the step from `other`."""
+def choose(chosen, one, other):
+    """Systems from `one` where chosen, else from `other`.
 
-    def choose(a, b):
-        wide = chosen.reshape(-1, *[1] * (a.ndim - 1)) if a.ndim else False
-        return jnp.where(wide, a, b)
+    Args:
+      chosen: [n_systems], or a scalar for all.
+      one, other: trees of arrays with the axis of `chosen`; what lacks it comes from `other`.
+    """
 
-    return jax.tree.map(choose, one, other)
+    def either(a, b):
+        wide = chosen.reshape(chosen.shape + (1,) * (a.ndim - chosen.ndim))
+        return b if a.ndim < chosen.ndim else jnp.where(wide, a, b)
+
+    return jax.tree.map(either, one, other)
 
 
 def judge(setting, state, closest):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from mlip.simulation.engine import choose
+
 STIFFNESS = 70.0  # eV/Å², curvature that L-BFGS assumes before it has seen any, as ASE does
 PAIRS = 20  # of moves and changes of the gradient, from which L-BFGS knows the curvature
 
@@ -24,7 +26,7 @@ class Fire:
     """Motion that is damped, and stopped where it goes uphill."""
 
     velocity: jax.Array  # [n_systems, n_rows, 3]
-    moved: jax.Array  # [n_systems, n_rows, 3] in the last step
+    moved: jax.Array  # [n_systems, n_rows, 3] Å, by the last velocity
     timestep: jax.Array  # [n_systems], of a particle of unit mass in eV and Å
     mixing: jax.Array  # [n_systems] share of the velocity turned into the force's direction
     downhill: jax.Array  # [n_systems] steps since motion went uphill
@@ -46,7 +48,15 @@ class Fire:
         )
 
     def propose(self, point, max_step):
-        """Where to go from a point, and the motion there."""
+        """Where to go from a point, and the motion there.
+
+        Args:
+          point: see the module.
+          max_step: Å, that no row goes beyond.
+
+        Returns:
+          coordinates [n_systems, n_rows, 3] Å, and the next `Fire`.
+        """
         force = -point.gradient
         uphill = _dot(force, self.velocity) < 0
         downhill = jnp.where(uphill, 0, self.downhill + 1)
@@ -60,18 +70,19 @@ class Fire:
         velocity = jnp.where(wide(uphill), 0.0, self.velocity) + wide(timestep) * force
         along = force * wide(norm(velocity) / jnp.maximum(norm(force), 1e-300))
         velocity = wide(1 - mixing) * velocity + wide(mixing) * along
-        moved = back + _limited(wide(timestep) * velocity, max_step)
-        return point.x + moved, replace(
+        # With the half step back, which is half of max_step at most.
+        step = _limited(wide(timestep) * velocity, jnp.where(uphill, max_step / 2, max_step))
+        return point.x + back + step, replace(
             self,
             velocity=velocity,
-            moved=moved,
+            moved=step,
             timestep=timestep,
             mixing=mixing,
             downhill=downhill,
         )
 
     def receive(self, old, new, max_step, rounding):
-        """Memory after a step, and whether it is kept."""
+        """Memory after a step, and whether it is kept, [n_systems]; FIRE keeps all."""
         return self, jnp.ones(len(new.x), bool)
 
 
@@ -103,11 +114,24 @@ class Lbfgs:
         )
 
     def propose(self, point, max_step):
-        """Where to go from a point; the memory changes when it is known what is there."""
+        """Where to go from a point; the memory changes when it is known what is there.
+
+        Returns:
+          coordinates [n_systems, n_rows, 3] Å, and this memory.
+        """
         return point.x + wide(self.fraction) * self.direction, self
 
     def receive(self, old, new, max_step, rounding):
-        """Memory after a step, and whether it is kept: its function is not higher."""
+        """Memory after a step, and whether it is kept: its function is not higher.
+
+        Args:
+          old, new: points before and after the step.
+          max_step: Å, that no row goes beyond in the next one.
+          rounding: [n_systems] eV, within which a function is not higher.
+
+        Returns:
+          the next `Lbfgs`, and [n_systems] False where the step is to be taken back.
+        """
         rise = new.value - old.value
         kept = rise <= rounding
         longer, shorter = self.learned(old, new, max_step), self.shortened(old, rise, max_step)
@@ -186,16 +210,6 @@ def norm(a):
 
 
 def _limited(move, longest):
-    """A move of all rows alike, so that none goes farther than the longest, Å."""
+    """A move of all rows alike, so that none goes farther than the longest, Å a system."""
     far = jnp.sqrt((move**2).sum(axis=2).max(axis=1))
     return move * wide(jnp.minimum(1.0, longest / jnp.maximum(far, 1e-300)))
-
-
-def choose(chosen, one, other):
-    """Systems from `one` where chosen, else from `other`."""
-
-    def either(a, b):
-        shape = chosen.shape + (1,) * (a.ndim - chosen.ndim)
-        return jnp.where(chosen.reshape(shape), a, b)
-
-    return jax.tree.map(either, one, other)

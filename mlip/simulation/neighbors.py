@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph, build_table
-from mlip.data.neighbors import complete_cell
+from mlip.data.neighbors import complete_cell, heights
 from mlip.model.blocks import map_blocks
 from mlip.model.potential import round_up
 
 MOST_CANDIDATES = 20_000  # an atom looks at; more means that a cell or its atoms have collapsed
 SEARCHED_AT_ONCE = 2048  # atoms, so that a search of many takes little memory
+OUTSIDE = (0.01, 0.05, 0.2)  # shares of atoms beyond the bins, where a few are far from the others
 MOST_GROWTH = 8  # of a table at once, beyond which atoms have collapsed
 
 
@@ -184,45 +185,75 @@ def plan(structures, cutoff, skin=0.0):
     """
     grids, room, reached = [], NO_ROOM, cutoff + skin
     for structure in structures:
-        cell, pbc = complete_cell(structure.cell, structure.pbc), structure.pbc
-        fractional = structure.positions @ np.linalg.inv(cell)
-        heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-        low = np.where(pbc, 0.0, fractional.min(axis=0))
-        length = np.where(pbc, 1.0, np.maximum(np.ptp(fractional, axis=0), 1e-3))
-        counts = np.maximum((length * heights / reached).astype(int), 1)
-        counts = np.where(~pbc & (counts <= 2), 1, counts)  # two bins would both be looked at
-        # A bin holds an atom or more in most cells: emptier bins only cost time.
-        while counts.prod() > max(len(structure), 1):
-            counts[counts.argmax()] -= 1
-        # Room for a cell that shrinks by a hundredth before bins are planned anew.
-        width = 0.99 * length * heights / counts
-        reach = np.where(pbc | (counts > 1), np.ceil(reached / width), 0).astype(int)
-        reach = np.where(pbc, reach, np.minimum(reach, counts - 1))
-        places = np.floor((fractional - np.where(pbc, np.floor(fractional), low)) / length * counts)
-        places = np.clip(places, 0, counts - 1).astype(int)
-        members = np.unique(places, axis=0, return_counts=True)[1].max()
-        if math.prod(2 * reach + 1) * members > MOST_CANDIDATES:
+        bins = _lay_bins(structure, reached, 0.0)
+        for outside in () if structure.pbc.all() else OUTSIDE:
+            # Worth it where a few atoms are so far away that all others would share a few bins.
+            other = _lay_bins(structure, reached, outside)
+            bins = min(bins, other, key=lambda one: one.candidates * (1 + (one is other)))
+        if bins.candidates > MOST_CANDIDATES:
+            across = heights(complete_cell(structure.cell, structure.pbc))
             raise FloatingPointError(
-                f"{structure.name}: {members} atoms in a cell of {np.round(heights, 2).tolist()} Å "
-                f"across have too many images within {reached:.2f} Å; the cell or its atoms have "
-                "collapsed"
+                f"{structure.name}: {bins.members} atoms in a cell of "
+                f"{np.round(across, 2).tolist()} Å across have too many images within "
+                f"{reached:.2f} Å; the cell or its atoms have collapsed"
             )
         table = build_table(structure, reached)
         vectors = table.displacement(structure.positions, structure.cell, reached)
         within = ((vectors**2).sum(axis=-1) < cutoff**2).sum(axis=1).max()
-        spare = 0 if counts.prod() == 1 else 2 + members // 5
+        n_bins = int(bins.counts.prod())
+        spare = 0 if n_bins == 1 else 2 + bins.members // 5
         room = room.joined(
             Room(
                 round_up(math.ceil(1.1 * table.neighbors.shape[1])),
                 with_spare(within),
-                int(members + spare),
-                int(counts.prod()),
-                tuple(reach.tolist()),
+                bins.members + spare,
+                n_bins,
+                tuple(bins.reach.tolist()),
             )
         )
-        grids.append((counts, low, length, pbc))
+        grids.append((bins.counts, bins.low, bins.length, structure.pbc))
     counts, low, length, pbc = (np.array(column) for column in zip(*grids))
     return Grid(counts.astype(np.int32), low, length, pbc), room
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of one structure, and what an atom meets there."""
+
+    counts: np.ndarray  # [3]
+    low: np.ndarray  # [3] fractional
+    length: np.ndarray  # [3] fractional
+    reach: np.ndarray  # [3] bins to either side
+    members: int  # of the fullest bin
+
+    @property
+    def candidates(self):
+        return math.prod((2 * self.reach + 1).tolist()) * self.members
+
+
+def _lay_bins(structure, reached, outside):
+    """`Bins` over all atoms but a share of them beyond either end of each free axis.
+
+    Those beyond are in the last bins, which go on without end.
+    """
+    cell, pbc = complete_cell(structure.cell, structure.pbc), structure.pbc
+    fractional, across = structure.positions @ np.linalg.inv(cell), heights(cell)
+    first, last = np.quantile(fractional, [outside, 1 - outside], axis=0)
+    low = np.where(pbc, 0.0, first)
+    length = np.where(pbc, 1.0, np.maximum(last - first, 1e-3))
+    counts = np.maximum((length * across / reached).astype(int), 1)
+    counts = np.where(~pbc & (counts <= 2), 1, counts)  # two bins would both be looked at
+    # A bin holds an atom or more in most cells: emptier bins only cost time.
+    while counts.prod() > max(len(structure), 1):
+        counts[counts.argmax()] -= 1
+    # Room for a cell that shrinks by a hundredth before bins are planned anew.
+    width = 0.99 * length * across / counts
+    reach = np.where(pbc | (counts > 1), np.ceil(reached / width), 0).astype(int)
+    reach = np.where(pbc, reach, np.minimum(reach, counts - 1))
+    places = np.floor((fractional - np.where(pbc, np.floor(fractional), low)) / length * counts)
+    places = np.clip(places, 0, counts - 1).astype(int)
+    members = int(np.unique(places, axis=0, return_counts=True)[1].max())
+    return Bins(counts, low, length, reach, members)
 
 
 def make_room(structures, cutoff, skin, room, needed):

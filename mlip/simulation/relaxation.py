@@ -53,7 +53,7 @@ def relax(
 
     Args:
       potential: a `Potential`.
-      structures: a `Structure`, or a list of structures or of `Start`; velocities are not used.
+      structures: a `Structure` or `Start`, or a list of them; velocities are not used.
       config: a `RelaxationConfig`; its defaults if None.
       out: extended XYZ file for the final structures, in the order of the given ones, with energy,
         forces and stress.
@@ -76,7 +76,7 @@ def relax(
       OSError: files cannot be written.
     """
     config = config or RelaxationConfig()
-    single = isinstance(structures, Structure)
+    single = isinstance(structures, (Structure, Start))
     starts = [structures] if single else list(structures)
     starts = [start if isinstance(start, Start) else Start(start) for start in starts]
     check_starts(potential, starts, config)
@@ -85,8 +85,11 @@ def relax(
     with jax.enable_x64(True), stop_signals() as check:
         relaxation = Relaxation(potential, starts, config, files, show, folded)
         try:
-            for members in by_size([len(start.structure) for start in starts]):
-                Crew(relaxation, members).to_the_end(check)
+            sizes = [len(start.structure) for start in starts]
+            crews = [Crew(relaxation, members) for members in by_size(sizes)]
+            files.begin()
+            while crews:
+                crews.pop(0).to_the_end(check)
         except Stop as stop:
             relaxation.line(f"stopped by {stop}; what there is has been kept")
             raise
@@ -162,6 +165,7 @@ class Crew:
         n_seats = max(1, min(len(members), slots // (systems.real.shape[1] * room.neighbors)))
         self.waiting = list(range(n_seats, len(members)))
         self.span, self.attempts, self.compiled_for = 1, 0, None
+        self.crowded = {}  # why no room can be made, by the seat
         self.descent = Descent(
             network=potential.network,
             dtype=potential.dtype,
@@ -262,30 +266,16 @@ class Crew:
         """Plan bins and tables anew, where the step leads that found no room."""
         table, needed, going = self.flight.table, self.flight.needed, self.going()
         cutoff, skin = self.descent.cutoff, self.descent.skin
-        structures = [self.structures[member] for member in self.seated]
+        there = [self.structures[member] for member in self.seated], table.positions, table.cell
         self.attempts += 1
-
-        def there(seats):
-            chosen = [structures[seat] for seat in seats]
-            return setup.moved(chosen, table.positions[seats], table.cell[seats])
-
-        def collapsed(seat):
-            try:
-                plan(there(np.array([seat])), cutoff, skin)
-            except (FloatingPointError, ValueError):
-                return True
-            return False
-
         state = self.flight.state
         try:
             if self.attempts > MOST_ATTEMPTS:
                 raise FloatingPointError
-            everyone = there(np.arange(len(structures)))
-            grid, room = make_room(everyone, cutoff, skin, self.descent.room, needed)
+            grid, room = make_room(setup.moved(*there), cutoff, skin, self.descent.room, needed)
         except (FloatingPointError, ValueError):
-            seats = [seat for seat in np.flatnonzero(going) if collapsed(seat)]
-            needed = np.where(going, np.asarray(needed).max(axis=1), 0)
-            seats = np.array(seats or [needed.argmax()])
+            self.crowded = setup.without_room(*there, going, needed, cutoff, skin)
+            seats = np.array(list(self.crowded))
             state = replace(state, why=state.why.at[seats].set(engines.COLLAPSED))
         else:
             for whole, new in zip(jax.tree.leaves(self.systems.grid), jax.tree.leaves(grid)):
@@ -333,23 +323,31 @@ class Crew:
         force, stress, closest = (
             float(getattr(state.point, name)[seat]) for name in ("force", "excess", "closest")
         )
-        steps = int(state.steps[seat])
+        steps, n_atoms = int(state.steps[seat]), len(self.structures[self.seated[seat]])
+        rise = float(state.point.value[seat] - state.first[seat]) / n_atoms
+        stretch = np.linalg.inv(self.bodies.cell[self.seated[seat]]) @ state.point.cell[seat]
+        high = "enthalpy" if config.pressure else "energy"
         short = f"forces up to {force:.3g} eV/Å where max_force is {config.max_force:g}"
         if self.descent.strained:
             short += f", stress up to {stress / GPA:.3g} GPa where max_stress is "
             short += f"{config.max_stress:g}"
-        return {
-            descent.CONVERGED: "",
-            descent.EXHAUSTED: f"not converged after {steps} steps: {short}; allow more steps",
-            engines.NOT_FINITE: f"stopped at step {steps}: energy, forces or positions are no "
-            "longer finite numbers",
-            engines.TOO_CLOSE: f"stopped at step {steps}: two atoms are {closest:.3f} Å apart, "
-            f"closer than min_distance = {config.min_distance:g} Å",
-            engines.TOO_HIGH: f"stopped at step {steps}: the energy is more than max_energy = "
-            f"{config.max_energy:g} eV per atom above the start",
-            engines.COLLAPSED: f"stopped at step {steps}: the cell or its atoms have collapsed; an "
-            "atom would have thousands of neighbours",
-        }[int(state.why[seat])]
+        code = int(state.why[seat])
+        if code == descent.CONVERGED:
+            return ""
+        if code == descent.EXHAUSTED:
+            return f"not converged after {steps} steps: {short}; allow more steps"
+        text = {
+            engines.NOT_FINITE: "energy, forces or positions are no longer finite numbers",
+            engines.TOO_CLOSE: f"two atoms are {closest:.3f} Å apart, closer than min_distance = "
+            f"{config.min_distance:g} Å",
+            engines.TOO_HIGH: f"the {high} is {rise:.4g} eV per atom above the start, more than "
+            f"max_energy = {config.max_energy:g} eV",
+            descent.RUNAWAY: f"the cell has stretched {np.linalg.norm(stretch, 2):.3g} times, and "
+            f"would go on; the pressure of {config.pressure:g} GPa is beyond what the structure "
+            "bears, or its atoms repel each other at all distances",
+            engines.COLLAPSED: f"the cell or its atoms have collapsed; {self.crowded.get(seat)}",
+        }[code]
+        return f"stopped at step {steps}: {text}"
 
 
 def make_bodies(starts, systems, cells, config):

@@ -1,6 +1,8 @@
 """What a relaxation is asked for, and what it gives: settings, checks, results and their files."""
 
+import io
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, to_ase
-from mlip.files import atomic_write
+from mlip.files import append, atomic_write
 from mlip.simulation import setup
 from mlip.simulation.descent import CELLS, STRAINS, free_strains
 from mlip.simulation.minimizers import OPTIMIZERS
@@ -139,7 +141,7 @@ class Files:
         if path is not None and n_structures > 1:
             names = [f"{path.stem}_{index:03d}{path.suffix}" for index in range(n_structures)]
             self.trajectories = [path.with_name(name) for name in names]
-        if self.out in self.trajectories:
+        if self.out and self.out.resolve() in [path.resolve() for path in self.trajectories]:
             raise ValueError(f"{self.out} is to hold both results and steps; name two files")
         for path in [*([self.out] if self.out else []), *self.trajectories]:
             if path.suffix not in (".xyz", ".extxyz") or path.is_dir():
@@ -149,6 +151,9 @@ class Files:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass  # it can be written there
+
+    def begin(self):
+        """Remove the trajectories that are to be replaced."""
         for path in self.trajectories:
             path.unlink(missing_ok=True)
 
@@ -161,5 +166,11 @@ class Files:
 
     def add_frame(self, index, result):
         """A step of a structure."""
-        if self.trajectories:
-            ase.io.write(self.trajectories[index], result.to_ase(), format="extxyz", append=True)
+        text = io.StringIO()
+        ase.io.write(text, result.to_ase(), format="extxyz")
+        file = os.open(self.trajectories[index], os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.lseek(file, 0, os.SEEK_END)
+            append(file, text.getvalue(), "relax again")
+        finally:
+            os.close(file)

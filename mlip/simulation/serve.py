@@ -1,7 +1,12 @@
 """A potential as the client of an engine that asks for forces through a socket, such as i-PI."""
 
 import numpy as np
-from ase.calculators.socketio import IPIProtocol, SocketClient, actualunixsocketname
+from ase.calculators.socketio import (
+    IPIProtocol,
+    SocketClient,
+    SocketClosed,
+    actualunixsocketname,
+)
 
 from mlip.data.structure import to_ase
 from mlip.simulation.calculator import Calculator
@@ -26,20 +31,50 @@ def serve(model, structure, unixsocket=None, host=None, port=None, dtype=None, f
 
     Raises:
       FileNotFoundError, ValueError: no such model, elements that the potential does not know, both
-        kinds of address or none, or an engine with another number of atoms.
-      ConnectionError: no engine listens at the address.
+        kinds of address or none, a port that there cannot be, an engine with another number of
+        atoms, or one that sends positions that are not finite or messages out of turn.
+      ConnectionError: no engine listens at the address, or it is gone in the middle of a message
+        or before it had its answer; between two steps that is the end of the conversation.
       FloatingPointError: the potential gives a number that is not finite.
     """
     network = host is not None or port is not None
     if network == (unixsocket is not None):
         raise ValueError("give the engine's address: either a unixsocket, or host and port")
+    if port is not None and not 0 < port < 65536:
+        raise ValueError(f"port is {port}; give one between 1 and 65535, as in the engine's input")
     calculator = Calculator(model, dtype, folded=folded)
     calculator.potential.species_of(structure)
     atoms = to_ase(structure)
     atoms.calc = calculator
     client = _connect(unixsocket, HOST if host is None else host, PORT if port is None else port)
     client.protocol = _Protocol(client.protocol.socket, len(atoms))
-    return sum(1 for _ in client.irun(atoms, use_stress=np.isfinite(structure.volume)))
+    try:
+        return sum(1 for _ in client.irun(atoms, use_stress=np.isfinite(structure.volume)))
+    except (ConnectionError, SocketClosed) as error:
+        raise ConnectionError(
+            f"the engine ended the conversation without a word ({error!r}); look at its log"
+        ) from error
+    except (AssertionError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the engine sent positions that are not finite, or a message out of turn ({error!r}); "
+            "look at its log"
+        ) from error
+
+
+def what_is_served(structure):
+    """A line on the atoms, and on what the engine's cell means for them."""
+    axes = " ".join(axis for axis, periodic in zip("xyz", structure.pbc) if periodic)
+    if np.isfinite(structure.volume):
+        return f"{len(structure)} atoms, periodic along {axes}"
+    kind = (
+        f"atoms, periodic along {axes} without a volume:"
+        if axes
+        else ("free atoms: the engine's cell is ignored and")
+    )
+    return (
+        f"{len(structure)} {kind} the virial is zero; for constant pressure give a start with "
+        "Lattice and pbc"
+    )
 
 
 def _connect(unixsocket, host, port):

@@ -24,6 +24,7 @@ from mlip.simulation.integrators import (
     draw_momenta,
     rest_centre,
 )
+from mlip.simulation.neighbors import plan
 from mlip.units import GPA
 
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -149,9 +150,17 @@ def spread_out(starts, config):
     """A `Start`, and temperatures at the begin and the end (K), for every system.
 
     Raises:
-      ValueError: a number of temperatures that fits neither the starts nor their replicas.
+      ValueError: a number of temperatures that fits neither the starts nor their replicas, or
+        copies of a start that would be the same system again.
     """
     temperatures = config.temperature
+    same = config.ensemble == "nve" or (config.thermostat == "nose-hoover" and config.replicas > 1)
+    copied = config.replicas > 1 or (len(starts) == 1 and len(temperatures) > 1)
+    if same and copied and any(start.velocities is not None for start in starts):
+        raise ValueError(
+            "copies of a start with velocities would all go the same way, since nothing is random; "
+            "simulate one, leave the velocities away, or choose a langevin or csvr thermostat"
+        )
     if len(starts) == 1 and config.replicas == 1:
         starts = starts * len(temperatures)
     else:
@@ -256,6 +265,31 @@ def moved(structures, positions, cells):
         replace(s, positions=positions[i, : len(s)], cell=np.where(s.pbc[:, None], cells[i], 0))
         for i, s in enumerate(structures)
     ]
+
+
+def without_room(structures, positions, cells, going, needed, cutoff, skin):
+    """The systems for which no room can be made: those without a plan, or else the fullest.
+
+    Args:
+      structures, positions, cells: see `moved`.
+      going: [n_systems] False for systems that are not asked.
+      needed: [n_systems, 3] see `mlip.simulation.neighbors.make_room`.
+      cutoff, skin: Å.
+
+    Returns:
+      by the index of the system, what there is against it.
+    """
+    found = {}
+    for index in np.flatnonzero(going).tolist():
+        one = slice(index, index + 1)
+        try:
+            plan(moved(structures[one], positions[one], cells[one]), cutoff, skin)
+        except (FloatingPointError, ValueError) as error:
+            found[index] = str(error)
+    if not found:
+        slots = np.where(going, np.asarray(needed).max(axis=1), -1)
+        found[int(slots.argmax())] = f"an atom would have {slots.max()} neighbours"
+    return found
 
 
 def sharing(potential, n_rows):

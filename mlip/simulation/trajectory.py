@@ -4,7 +4,7 @@ A frame, and a line of numbers, is written in one call, so that a process that i
 whole ones. What a checkpoint does not know of yet is cut off when a run resumes.
 """
 
-import errno
+import contextlib
 import io
 import os
 from dataclasses import dataclass, field
@@ -18,8 +18,9 @@ from ase.io.trajectory import Trajectory as AseTrajectory
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.structure import Structure, to_ase
-from mlip.files import atomic_write
+from mlip.files import append, atomic_write, no_room
 
+REMEDY = "go on with --resume"
 COLUMNS = (
     "step",
     "time_ps",
@@ -94,7 +95,7 @@ class Files:
         self.path = folder / f"trajectory.{kind}"
         self.rows = _open_at(folder / "thermo.csv", kept and kept[0])
         if kept is None:
-            _append(self.rows, ",".join(COLUMNS) + "\n")
+            append(self.rows, ",".join(COLUMNS) + "\n", REMEDY)
         if kind == "xyz":
             self.frames = _open_at(self.path, kept and kept[1])
         else:
@@ -103,26 +104,38 @@ class Files:
     def add_frame(self, frame):
         atoms = frame.to_ase(self.structure)
         if self.kind == "traj":
-            self.frames.write(atoms)
+            try:
+                self.frames.write(atoms)
+            except OSError as error:
+                # Its writer would try to end the frame once more when it is closed.
+                file, self.frames = self.frames.backend.fd, None
+                with contextlib.suppress(OSError):
+                    file.close()
+                raise no_room(error, REMEDY) from error
             return
         text = io.StringIO()
         ase.io.write(text, atoms, format="extxyz")
-        _append(self.frames, text.getvalue())
+        append(self.frames, text.getvalue(), REMEDY)
 
     def add_row(self, row):
-        _append(self.rows, ",".join(f"{value:.12g}" for value in row) + "\n")
+        append(self.rows, ",".join(f"{value:.12g}" for value in row) + "\n", REMEDY)
 
     def sync(self):
         """Bring all to the disk; what a run that resumes from here must be given as `kept`."""
         os.fsync(self.rows)
         if self.kind == "traj":
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
             return [os.lseek(self.rows, 0, os.SEEK_CUR), len(self.frames)]
         os.fsync(self.frames)
         return [os.lseek(file, 0, os.SEEK_CUR) for file in (self.rows, self.frames)]
 
     def close(self):
         os.close(self.rows)
-        self.frames.close() if self.kind == "traj" else os.close(self.frames)
+        if self.kind == "xyz":
+            os.close(self.frames)
+        elif self.frames is not None:
+            self.frames.close()
 
 
 def _open_at(path, size):
@@ -136,21 +149,6 @@ def _open_at(path, size):
     os.ftruncate(file, size or 0)
     os.lseek(file, size or 0, os.SEEK_SET)
     return file
-
-
-def _append(file, text):
-    """Write all of a text, or nothing of it where the disk is full."""
-    data, start = text.encode(), os.lseek(file, 0, os.SEEK_CUR)
-    try:
-        if os.write(file, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        os.ftruncate(file, start)
-        os.lseek(file, start, os.SEEK_SET)
-        raise OSError(
-            f"a frame could not be written ({error.strerror}); make room on the disk and go on "
-            "with --resume"
-        ) from error
 
 
 def _open_traj(path, n_frames):

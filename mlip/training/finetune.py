@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlip.data.dataset import AtomicEnergies, atomic_energies
+from mlip.data.dataset import AtomicEnergies, atomic_energies, fit_atomic_energies
 from mlip.data.structure import symbol
 from mlip.model.network import NetworkConfig
 from mlip.training.checkpoint import load_model
@@ -102,6 +102,13 @@ def with_species(potential, numbers):
     """The same potential for other species; new ones start from the mean of those it knows.
 
     Energies of structures of the species that stay do not change.
+
+    Args:
+      potential: a `Potential`.
+      numbers: atomic numbers of the species that it shall have.
+
+    Returns:
+      a `Potential`, its species ascending.
     """
     species = tuple(sorted(numbers))
     known = [z for z in species if z in potential.species] or list(potential.species)
@@ -131,24 +138,25 @@ def estimate_atomic_energies(potential, train):
     """E0 by least squares on what the potential leaves of the labels, changed as little as can be.
 
     Compositions that do not determine single elements share the change among them.
+
+    Args:
+      potential: with species for all elements of the structures.
+      train: structures, of which up to 1000 that have an energy are predicted.
+
+    Returns:
+      `AtomicEnergies` of the elements of those; of all the potential's where none has an energy.
     """
     labelled = [s for s in train if s.energy is not None]
     labelled = labelled[:: max(1, -(-len(labelled) // MOST_FRAMES))]
+    values = dict(zip(potential.species, map(float, potential.e0)))
     if not labelled:
-        values = dict(zip(potential.species, potential.e0))
         return AtomicEnergies(values, "the initial potential: no frame has an energy")
     elements = sorted({int(z) for s in labelled for z in s.numbers})
-    counts = np.array([[(s.numbers == z).sum() for z in elements] for s in labelled], float)
-    rest = [s.energy - p.energy for s, p in zip(labelled, potential.predict(labelled))]
-    change, _, rank, _ = np.linalg.lstsq(counts, np.array(rest), rcond=1e-8)
-    old = dict(zip(potential.species, potential.e0))
+    predictions = potential.predict(labelled)
+    rest = [replace(s, energy=s.energy - p.energy) for s, p in zip(labelled, predictions)]
+    change = fit_atomic_energies(rest, elements)
+    source = f"least squares over {len(labelled)} energies less the initial potential's"
     note = ""
-    if rank < len(elements):
-        note = (
-            f"the compositions determine only {rank} of {len(elements)} changes of E0; the "
-            "smallest that fit were taken"
-        )
-    values = {z: float(old[z] + d) for z, d in zip(elements, change)}
-    return AtomicEnergies(
-        values, f"least squares over {len(labelled)} energies less the initial potential's", note
-    )
+    if change.note:
+        note = "the compositions leave some changes of E0 open; the smallest that fit were taken"
+    return AtomicEnergies({z: values[z] + d for z, d in change.values.items()}, source, note)

@@ -11,14 +11,14 @@ import numpy as np
 
 from mlip import config as settings
 from mlip.data.checks.doctor import JUDGEMENTS, check
-from mlip.data.checks.findings import counted, error_text
+from mlip.data.checks.findings import Report, counted, error_text
 from mlip.data.dataset import (
     atomic_energies,
     closest_pairs,
     files_of,
-    is_isolated,
     read,
     split,
+    split_isolated,
 )
 from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
 from mlip.data.labels import LabelKeys
@@ -144,28 +144,18 @@ def prepare(config):
     Raises:
       ValueError, FileNotFoundError: the data cannot be used; the message says why.
     """
-    fraction = _fraction(config.valid)
-    structures, remarks = _read(config, None if fraction is not None else config.valid)
-    isolated = [s for s in structures if is_isolated(s, config.network.cutoff)]
-    singles = {id(s) for s in isolated}
-    train = [s for s in structures if id(s) not in singles]
-    if not train:
-        raise ValueError(f"{config.train} holds nothing but isolated atoms; add frames to train on")
-    if fraction is None:
-        valid = [
-            s for s in read(config.valid, config.keys) if not is_isolated(s, config.network.cutoff)
-        ]
-    else:
-        train, valid = split(train, fraction, config.seed)
+    report = look_over(config)
+    remarks = _remarks(config, report)
+    train, valid, isolated = divide(config, report.structures)
     _require_labels(config, train, config.train)
     _require_labels(config, valid, config.valid)
     tables = [build_table(s, config.network.cutoff) for s in train]
+    neighbors = float(sum(t.used.sum() for t in tables) / sum(len(s) for s in train))
     if config.init is None:
         e0 = atomic_energies(config.e0, train, isolated, config.keys)
-        potential, neighbors = _untrained(config, train, tables, e0)
+        potential = _untrained(config, train, neighbors, e0)
     else:
         potential, e0 = start_from(config, train, isolated)
-        neighbors = float(potential.average_neighbors)
     lines = _report(potential, e0, neighbors)
     lines = [
         f"{len(train)} frames to train on, {len(valid)} to validate, "
@@ -175,7 +165,7 @@ def prepare(config):
     ]
     training = {
         "train": _file_card(config.train),
-        "valid": config.valid if fraction is not None else _file_card(config.valid),
+        "valid": _file_card(config.valid) if _fraction(config.valid) is None else config.valid,
         "e0": config.e0 if _is_no_file(config.e0) else _file_card(config.e0),
         **({} if config.init is None else _init_card(config)),
         "n_train": len(train),
@@ -194,15 +184,47 @@ def prepare(config):
     return potential, frames, Frames(valid, valid_tables, potential, config), lines
 
 
-def _read(config, valid):
-    """Structures to train on, and remarks of the check of them.
+def look_over(config):
+    """The doctor's `Report` of the data of a run, or one without findings if it is not asked."""
+    if not config.check:
+        return Report(config.train, {}, (), [], read(config.train, config.keys))
+    # E0 that belong to the potential to start from are none that the data could judge.
+    of_init = config.init is not None and config.e0 in ("auto", "fit", "keep")
+    return check(
+        config.train,
+        config.keys,
+        config.network.cutoff,
+        e0=None if of_init else config.e0,
+        against=None if _fraction(config.valid) is not None else config.valid,
+    )
+
+
+def divide(config, structures):
+    """Structures to train on, to validate on, and isolated atoms.
+
+    Args:
+      structures: of `config.train`.
 
     Raises:
-      ValueError: the check found an error.
+      ValueError, FileNotFoundError: nothing but isolated atoms, or no such validation set.
     """
-    if not config.check:
-        return read(config.train, config.keys), []
-    report = check(config.train, config.keys, config.network.cutoff, e0=config.e0, against=valid)
+    cutoff, fraction = config.network.cutoff, _fraction(config.valid)
+    train, isolated = split_isolated(structures, cutoff)
+    if not train:
+        raise ValueError(f"{config.train} holds nothing but isolated atoms; add frames to train on")
+    if fraction is None:
+        valid, _ = split_isolated(read(config.valid, config.keys), cutoff)
+    else:
+        train, valid = split(train, fraction, config.seed)
+    return train, valid, isolated
+
+
+def _remarks(config, report):
+    """Lines on what the doctor found.
+
+    Raises:
+      ValueError: it found an error.
+    """
     if errors := report.graded("error"):
         judged = all(finding.check in JUDGEMENTS for finding in errors)
         hint = ". If it is meant so, train with --no-check" if judged else ""
@@ -210,7 +232,7 @@ def _read(config, valid):
     remarks = [f"warning: {finding}" for finding in report.graded("warning")]
     if notes := report.graded("note"):
         remarks.append(f"{counted(len(notes), 'note')} on the data: mlip check {config.train}")
-    return report.structures, remarks
+    return remarks
 
 
 def _require_labels(config, structures, where):
@@ -253,27 +275,25 @@ def _file_card(path):
     return {"name": path.name, "sha256": digest.hexdigest()}
 
 
-def _untrained(config, train, tables, e0):
-    """Random parameters with scales from the data, and the neighbours an atom has."""
+def _untrained(config, train, neighbors, e0):
+    """The potential of random parameters with scales from the data."""
     species = tuple(sorted(e0.values))
     baseline = [sum(e0.values[int(z)] for z in s.numbers) for s in train]
     above = [(s.energy - b) / len(s) for s, b in zip(train, baseline) if s.energy is not None]
     shift = float(np.mean(above)) if above else 0.0
     forces = [s.forces for s in train if s.forces is not None]
     scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else np.std(above)
-    neighbors = sum(t.used.sum() for t in tables) / sum(len(s) for s in train)
-    potential = Potential(
+    return Potential(
         config=config.network,
         species=species,
         parameters=initialize(Network(config.network, len(species)), config.seed),
         e0=np.array([e0.values[z] for z in species]),
         shift=np.full(len(species), shift),
         scale=np.full(len(species), scale if scale > 1e-8 else 1.0),
-        average_neighbors=max(float(neighbors), 1e-3),
+        average_neighbors=max(neighbors, 1e-3),
         dtype=config.dtype,
         block=config.block,
     )
-    return potential, float(neighbors)
 
 
 def _report(potential, e0, neighbors):

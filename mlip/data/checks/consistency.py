@@ -1,7 +1,7 @@
 """Do energies, forces and stresses belong together? −F·Δx and V σ:ε against ΔE of close frames."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -15,6 +15,9 @@ STRAIN = 0.08  # largest component of a strain over which the mean stress gives 
 MOST_COMPARED = 400  # frames of one composition that are compared with each other
 MOST_PRODUCTS = 2e9  # multiplications for all comparisons of a set, about 2 s
 ENOUGH_PAIRS = 5
+# Times the median of what the work leaves of ΔE, and eV an atom: 1000 K of vibration. A frame that
+# jumps spoils two or three pairs.
+JUMP, JUMP_PER_ATOM, MOST_JUMPS = 20.0, 0.1, 0.3
 # Share of Σ|ΔE| that the work explains: 0.6 and more in public sets at 300 to 1200 K.
 EXPLAINED, UNEXPLAINED = 0.4, 0.2
 # Shares of Σ|ΔE| that forces and stress must contribute, or nothing can be said of them.
@@ -30,6 +33,7 @@ class ClosePairs:
     distance: np.ndarray  # [n_pairs] Å, root mean square displacement
     energy: np.ndarray  # [n_pairs] eV, difference of the energies
     by_forces: np.ndarray  # [n_pairs] eV, −F·Δx
+    uncertainty: np.ndarray  # [n_pairs] eV, half of that of one frame less that of the other
     virial: np.ndarray  # [n_pairs, 3, 3] eV, mean V σ; zero without stress
     strain: np.ndarray  # [n_pairs, 3, 3]
 
@@ -40,6 +44,10 @@ class ClosePairs:
 
     def __len__(self):
         return len(self.first)
+
+    def __getitem__(self, chosen):
+        """The pairs where a mask is True."""
+        return ClosePairs(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,23 @@ def least_deviations(columns, values):
         left = np.abs(values - columns @ factors)
         weight = 1 / np.maximum(left, 1e-3 * size.mean())
     return factors, float(1 - left.sum() / size.sum())
+
+
+def jumps(pairs, n_atoms):
+    """Mask of the few pairs whose energies differ by far more than their work, in any unit.
+
+    Args:
+      n_atoms: [n_pairs] atoms of a frame.
+    """
+    if len(pairs) < ENOUGH_PAIRS or not pairs.energy.any():
+        return np.zeros(len(pairs), bool)
+    work = np.stack([pairs.by_forces, pairs.by_stress], axis=1)
+    factors, _ = least_deviations(work, pairs.energy)
+    left = np.abs(pairs.energy - work @ factors)
+    far = left > np.maximum(JUMP * np.median(left), JUMP_PER_ATOM * n_atoms)
+    # Where the energy is curved one way, ΔE lies between the works of the two frames' forces.
+    far &= left > abs(factors[0]) * pairs.uncertainty
+    return far & (far.mean() < MOST_JUMPS)
 
 
 def fit_work(pairs):
@@ -107,7 +132,7 @@ def close_pairs(sample):
     found = [pair for pair in found if pair is not None]
     if not found:
         empty = np.zeros(0)
-        return ClosePairs(*np.zeros((2, 0), int), *[empty] * 3, *np.zeros((2, 0, 3, 3)))
+        return ClosePairs(*np.zeros((2, 0), int), *[empty] * 4, *np.zeros((2, 0, 3, 3)))
     return ClosePairs(*map(np.array, zip(*found)))
 
 
@@ -208,5 +233,7 @@ def _pair(group, frames, i, j):
         virial = (one.volume * one.stress + other.volume * other.stress) / 2
     elif strained:
         return None
-    work = -(displacement * (frames.forces[i] + forces)).sum() / 2
-    return group[i], group[j], distance, other.energy - one.energy, work, virial, strain
+    works = [-(displacement * f).sum() for f in (frames.forces[i], forces)]
+    work, uncertainty = sum(works) / 2, abs(works[0] - works[1]) / 2
+    energy = other.energy - one.energy
+    return group[i], group[j], distance, energy, work, uncertainty, virial, strain

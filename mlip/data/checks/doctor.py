@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 from mlip.data.checks import consistency, geometry, labels, scales, stress, sufficiency
-from mlip.data.checks.findings import GRADES, Finding, Report, counted
+from mlip.data.checks.findings import GRADES, Finding, Report, counted, refusal
 from mlip.data.checks.sample import survey
 from mlip.data.checks.summary import summarize
-from mlip.data.dataset import atomic_energies, files_of, is_isolated
+from mlip.data.dataset import atomic_energies, files_of, split_isolated
 from mlip.data.labels import (
     KINDS,
     LabelKeys,
@@ -22,8 +22,8 @@ from mlip.files import atomic_write
 # Errors that numbers speak for, but that a set made on purpose may have.
 JUDGEMENTS = {
     "equal-energies",
+    "length-unit",
     "reference-energies",
-    "stress-of-model",
     "stress-order",
     "stress-sign",
     "stress-unit",
@@ -52,7 +52,8 @@ def check(path, keys=LabelKeys(), cutoff=5.0, e0="auto", against=None, predict=N
       path: file or folder.
       keys: where its labels are, and in which units.
       cutoff: Å, of the potential to be trained.
-      e0: energies of single atoms, as in `mlip.data.dataset.atomic_energies`.
+      e0: energies of single atoms, as in `mlip.data.dataset.atomic_energies`; None where a
+        potential brings its own, which then are not judged.
       against: another file or folder that must not share frames with this one.
       predict: function from a list of structures to their `Prediction`s, whose stress is compared
         with the labels.
@@ -76,7 +77,7 @@ def check(path, keys=LabelKeys(), cutoff=5.0, e0="auto", against=None, predict=N
     places = [_place(frame) for frame in frames]
     if chosen:
         found += labels.keys(frames, chosen, keys)
-        found += labels.free_energies(frames, places, chosen)
+        found += labels.free_energies(frames, places, chosen, keys)
     if not structures:
         return _report(path, {"frames": 0}, found, frames, structures)
     sample = survey(structures, places, keys, cutoff)
@@ -112,20 +113,16 @@ def _open(path):
     try:
         files = files_of(path)
     except Unusable as error:
-        return [], [_refusal(error, (str(path), None))]
+        return [], [refusal(error, path, (str(path), None))]
     for file in files:
         try:
             frames += read_file(file)
         except Unusable as error:
-            found.append(_refusal(error, (str(file), None)))
+            found.append(refusal(error, file, (str(file), None)))
     if not frames and not found:
         remedy = "give a file with at least one structure"
         found.append(Finding("error", "no-frames", f"{path} holds no frames", remedy))
     return frames, found
-
-
-def _refusal(error, place):
-    return Finding("error", error.rule, error.problem, error.remedy, (place,))
 
 
 def _merged(findings):
@@ -164,7 +161,7 @@ def _structures(frames, chosen, keys):
             structure = structure_of(frame, chosen, keys)
         except Unusable:
             structure, errors = _without_bad_labels(frame, chosen, keys)
-            refused += [_refusal(error, _place(frame)) for error in errors]
+            refused += [refusal(error, frame.name, _place(frame)) for error in errors]
         if structure is not None:
             usable.append(frame)
             structures.append(structure)
@@ -189,13 +186,12 @@ def _without_bad_labels(frame, chosen, keys):
 
 def _energies(e0, sample, keys):
     """`AtomicEnergies` of the set, or None where there are none, and findings."""
-    isolated = [s for s in sample.structures if is_isolated(s, sample.cutoff)]
-    singles = {id(s) for s in isolated}
-    train = [s for s in sample.structures if id(s) not in singles]
-    if not sample.having("energy") or not train:
+    refused = {place for finding in sample.refused for place in finding.frames}
+    usable = [s for s, place in zip(sample.structures, sample.places) if place not in refused]
+    train, isolated = split_isolated(usable, sample.cutoff)
+    if e0 is None or not train or not sample.having("energy"):
         return None, []
     try:
-        isolated = [s for s in isolated if s.energy is not None]
         return atomic_energies(e0, train, isolated, keys), []
     except Unusable as error:
         return None, [Finding("error", error.rule, error.problem, error.remedy)]
@@ -203,12 +199,13 @@ def _energies(e0, sample, keys):
 
 def _consistency(sample):
     pairs = consistency.close_pairs(sample)
+    far = consistency.jumps(pairs, sample.n_atoms[pairs.first])
+    jumps, pairs = scales.jumps(sample, pairs, far), pairs[~far]
     fit = consistency.fit_work(pairs)
     found = scales.units(sample, pairs, fit) + scales.unrelated(sample, pairs, fit)
-    if found:
-        return found  # with these wrong, the stress cannot be judged
-    found = stress.against_energies(sample, pairs, fit) or stress.against_density(sample)
-    return found or stress.of_slabs(sample)
+    # With these wrong, the stress cannot be judged.
+    found = found or stress.against_energies(sample, pairs, fit) or stress.against_density(sample)
+    return jumps + (found or stress.of_slabs(sample))
 
 
 def _leaks(sample, path, keys):
@@ -248,7 +245,8 @@ def mend(report, path):
     if not kept:
         raise ValueError(f"cannot mend {report.data}: no frame is left")
     with atomic_write(path) as temporary:
-        write_frames(temporary, *zip(*kept))
+        lost = write_frames(temporary, *zip(*kept))
+    lost -= {label["key"] for label in report.summary["labels"].values()}
     unusable = {place for finding in report.graded("error") for place in finding.frames}
     places = {_place(frame) for frame, _ in kept}
     gone = Counter(
@@ -259,6 +257,11 @@ def mend(report, path):
         }
     )
     lines = [f"{what}: {counted(count, 'frame')}" for what, count in gone.items() if count]
+    if lost:
+        lines.append(
+            f"left out the keys {', '.join(sorted(lost))}, which would be taken for labels or are "
+            "in units that are not known"
+        )
     names = ", ".join(kind for kind in KINDS if any(getattr(s, kind) is not None for _, s in kept))
     wrote = f"wrote {counted(len(kept), 'frame')} with {names or 'no labels'} in eV and Å to {path}"
     return [*lines, wrote]

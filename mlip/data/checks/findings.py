@@ -21,6 +21,13 @@ class Finding:
         return f"{self.check}: {self.message}{where}; {self.remedy}"
 
 
+def refusal(error, name, place):
+    """The finding of an `Unusable`; the frame of this name is told by its place alone."""
+    return Finding(
+        "error", error.rule, error.problem.removeprefix(f"{name}: "), error.remedy, (place,)
+    )
+
+
 def counted(n, noun, verb=""):
     """Such as "1 frame repeats" and "31 frames repeat"."""
     singular = {"are": "is", "have": "has"}.get(verb, f"{verb}s")

@@ -10,13 +10,13 @@ from mlip.units import MEV
 # Of the sum of covalent radii. Bonds are 0.85 to 1.1 long; molten molybdenum reaches down to 0.61,
 # molecules at 1200 K to 0.81.
 CLOSE = 0.5
-CONTACT = 3.0  # Å: a layer thinner than this is no vacuum, but the space between bonded atoms
 ALIKE = 1e-5  # of fingerprints; files round positions to 1e-6 Å or better
+ELEMENTS = np.random.default_rng(0).random(128)  # whose sum tells compositions apart
 SAME_POSITION = 1e-3  # Å
 SAME_ENERGY = 1e-3  # eV an atom
 OUTLIER = 20.0  # robust standard deviations: beyond any tail of thermal motion
 MINORITY = 0.05  # more than this are no outliers but another kind, as cold frames beside hot ones
-FEW = 20  # frames: fewer have no usual spread
+FEW = 5  # frames: fewer have no usual spread
 ENERGY_OUTLIER = 0.1  # eV an atom, at least: 1000 K of vibration
 LARGE_FORCE = 30.0  # eV/Å: frames at 3000 K stay below 15
 DENSITY = 2.0  # times the usual one: 30 % of each lattice constant
@@ -32,7 +32,7 @@ def close_atoms(sample):
     frame = sample.structures[worst]
     first, second = (f"{symbol(frame.numbers[k])} {k}" for k in (i, j))
     text = (
-        f"atoms come closer than half a bond in {len(closest)} frames: {first} and "
+        f"atoms come closer than half a bond in {counted(len(closest), 'frame')}: {first} and "
         f"{second} of {frame.name} are {distance:.2f} Å apart"
     )
     remedy = "remove the frames, unless they sample the repulsion on purpose; check the cell"
@@ -55,12 +55,8 @@ def lonely_atoms(sample):
 def cells(sample):
     """Cells that do not fit their periodic flags, are left-handed, or hold vacuum."""
     structures, gaps, found = sample.structures, sample.gaps, []
-    lost = [
-        i
-        for i, s in enumerate(structures)
-        if not s.pbc.any() and len(s) > 1 and (gaps[i] < CONTACT).all()
-    ]
-    if lost:
+    lost = np.flatnonzero(sample.unbounded)
+    if len(lost):
         text = f"{counted(len(lost), 'frame', 'fill')} their cell but are not periodic"
         remedy = 'set pbc="T T T", or remove the cell'
         found.append(sample.finding("warning", "lost-periodicity", text, remedy, lost))
@@ -92,7 +88,8 @@ def repeated(sample):
             twins = (k for k in kept if same_frame(structures[k], structures[i]))
             twin = next(twins, None)
             if twin is None:
-                turned += [i] if kept and abs(energy[i] - energy[kept[0]]) < SAME_ENERGY else []
+                seen = kept and sample.surveys[i].neighbors
+                turned += [i] if seen and abs(energy[i] - energy[kept[0]]) < SAME_ENERGY else []
                 kept.append(i)
             elif abs(energy[i] - energy[twin]) > SAME_ENERGY:
                 contrary += [twin, i]
@@ -112,7 +109,7 @@ def repeated(sample):
         remedy = "mlip check --fix drops them; a random validation set would share frames otherwise"
         found.append(sample.finding("warning", "duplicate-frames", text, remedy, same))
     if turned:
-        text = f"{counted(len(turned), 'frame', 'are')} others turned, mirrored or renumbered"
+        text = f"{counted(len(turned), 'frame', 'repeat')} another, turned, mirrored or renumbered"
         remedy = "they teach an equivariant network nothing new; nothing to do"
         found.append(sample.finding("note", "turned-frames", text, remedy, turned))
     return found
@@ -129,7 +126,8 @@ def leaked(sample, other, path):
         ours, theirs = [g for g in group if g < n_own], [g for g in group if g >= n_own]
         for g in ours if theirs else []:
             exact = any(same_frame(structures[g], structures[t]) for t in theirs)
-            (same if exact else turned).append(own[g])
+            if exact or together[g].neighbors:
+                (same if exact else turned).append(own[g])
     # Single atoms are wanted in both.
     same = [i for i in same if sample.n_atoms[i] > 1]
     turned = [i for i in turned if sample.n_atoms[i] > 1]
@@ -154,8 +152,10 @@ def alike(sample):
 
 
 def _groups(fingerprints, structures):
-    """Lists of two or more indices whose fingerprints and numbers of atoms agree."""
-    columns = np.column_stack([[len(s) for s in structures], fingerprints])
+    """Lists of two or more indices whose fingerprints and compositions agree."""
+    # Elements without neighbours leave nothing in a fingerprint.
+    sizes, kinds = zip(*((len(s), ELEMENTS[s.numbers].sum()) for s in structures))
+    columns = np.column_stack([sizes, kinds, fingerprints])
     label = np.zeros(len(columns), int)
     for column in columns.T:
         order = np.lexsort((column, label))
@@ -185,12 +185,14 @@ def same_frame(one, other):
 
 def outliers(sample):
     """Frames whose energy, forces or density lie far from those of their like."""
-    found, energy = [], sample.energy / sample.n_atoms
-    far = [i for group in _compositions(sample) for i in _far(energy, group)]
+    found, far = [], _energy_outliers(sample)
     if far:
+        first, usual = next(iter(far.items()))
         text = (
             f"the energy of {counted(len(far), 'frame')} lies more than {OUTLIER:g} times the "
-            f"usual spread from that of the composition, such as {_energy_text(sample, far[0])}"
+            "usual spread from that of the composition, such as "
+            f"{sample.energy[first] / sample.n_atoms[first]:.3f} eV/atom of "
+            f"{sample.structures[first].name} where {sample.formula(first)} has {usual:.3f}"
         )
         remedy = "look whether the calculation converged, and to the same electronic state"
         found.append(sample.finding("warning", "energy-outlier", text, remedy, far))
@@ -206,11 +208,22 @@ def outliers(sample):
     return found + _densities(sample)
 
 
-def _compositions(sample):
-    """Indices of the frames with an energy, a list for each composition."""
-    where = np.flatnonzero(np.isfinite(sample.energy))
+def _energy_outliers(sample):
+    """Indices of outliers, with the usual energy of their composition, eV/atom.
+
+    It is the composition's median, and the sum over atoms that fits all frames best: of some
+    compositions there are too few frames to compare.
+    """
+    energy, far = sample.energy / sample.n_atoms, {}
+    where = np.flatnonzero(np.isfinite(energy) & sample.bound)
+    counts = sample.counts[where] / sample.n_atoms[where, None]
+    usual = np.zeros(len(energy))
+    usual[where] = counts @ np.linalg.lstsq(counts, energy[where])[0]
+    far |= {i: usual[i] for i in _far(energy - usual, where)}
     for index in np.unique(sample.composition[where]):
-        yield where[sample.composition[where] == index]
+        group = where[sample.composition[where] == index]
+        far |= dict.fromkeys(_far(energy, group), np.median(energy[group]))
+    return far
 
 
 def _far(values, group):
@@ -220,16 +233,7 @@ def _far(values, group):
     distance = np.abs(values[group] - np.median(values[group]))
     spread = 1.4826 * np.median(distance)  # the standard deviation of a normal distribution
     far = group[distance > max(OUTLIER * spread, ENERGY_OUTLIER)].tolist()
-    return far if len(far) < MINORITY * len(group) else []
-
-
-def _energy_text(sample, index):
-    per_atom = sample.energy / sample.n_atoms
-    like = np.isfinite(per_atom) & (sample.composition == sample.composition[index])
-    return (
-        f"{per_atom[index]:.3f} eV/atom of {sample.structures[index].name} where "
-        f"{sample.formula(index)} has {np.median(per_atom[like]):.3f}"
-    )
+    return far if len(far) <= max(1, MINORITY * len(group)) else []
 
 
 def _densities(sample):

@@ -5,16 +5,18 @@ import re
 import numpy as np
 
 from mlip.data.checks.findings import Finding, counted
-from mlip.data.dataset import fit_atomic_energies
-from mlip.data.labels import KINDS
+from mlip.data.labels import ENERGY_UNITS, KINDS
 from mlip.data.structure import symbol
 from mlip.units import MEV
 
-LIKE_LABELS = re.compile(r"energ|toten|force|gradient|stress|virial", re.IGNORECASE)
+LIKE_LABELS = re.compile(
+    r"energ|toten|(^|_)e_?(pot|tot)|force|gradient|stress|virial", re.IGNORECASE
+)
 # eV/Å an atom: the error of forces that a good fit reaches; what a set cannot sum to zero stays
 # as an error of any potential whatsoever.
 NET_FORCE = 0.01
-# Of the sum of |r × F|: rounded positions leave 1e-3; forces turned against their atoms, 0.1 to 1.
+# Of the sum of |r| |F|: rounded positions leave 1e-3; forces turned against their atoms, 0.1 to 1.
+# Not of |r × F|, which is rounding itself where molecules are linear.
 NET_TORQUE = 0.05
 COARSE = 1e-4  # eV an atom: steps of the energy that a fit would notice
 # eV an atom: no substance is bound by more than 9 (tungsten), nor do frames worth training on
@@ -57,16 +59,20 @@ def _kind_of(key):
     return "forces" if "force" in lower or "gradient" in lower else "energy"
 
 
-def free_energies(frames, places, chosen):
-    """Forces derive from the free energy; the energy beside it is extrapolated to no smearing."""
+def free_energies(frames, places, chosen, keys):
+    """Forces derive from the free energy; the energy beside it is extrapolated to no smearing.
+
+    Args:
+      keys: the `LabelKeys`, for the unit.
+    """
     if chosen.get("energy") != "energy":
         return []
-    where, difference = [], []
+    where, difference, unit = [], [], ENERGY_UNITS[keys.energy_unit]
     for index, frame in enumerate(frames):
         both = [frame.value("energy", key) for key in ("free_energy", "energy")]
         if all(isinstance(value, (int, float)) and np.isfinite(value) for value in both):
             where.append(index)
-            difference.append((both[0] - both[1]) / max(len(frame.atoms), 1))
+            difference.append(unit * (both[0] - both[1]) / max(len(frame.atoms), 1))
     if not where or np.std(difference) < FREE_ENERGY:
         return []
     spread = MEV * np.std(difference)
@@ -115,7 +121,9 @@ def energies(sample):
         text = f"all {len(where)} energies are {kind}"
         remedy = "name the true energies with --energy-key"
         return [sample.finding("error", "equal-energies", text, remedy)]
-    step, why = _step(values)
+    unit = ENERGY_UNITS[sample.keys.energy_unit]
+    step, why = _step(values / unit)
+    step *= unit
     if step < 1e-3:  # eV: no calculation is converged better
         return []
     per_atom = step / np.median(sample.n_atoms[where])
@@ -126,7 +134,7 @@ def energies(sample):
 
 
 def _step(values):
-    """Distance between neighbouring values that can occur (eV), and why."""
+    """Distance between neighbouring values that can occur, and why."""
     for decimals in range(4):
         if np.allclose(values, values.round(decimals), rtol=0, atol=1e-9):
             return 10.0**-decimals, f"have {decimals} decimals"
@@ -176,11 +184,12 @@ def _torques(sample, values):
     spinning = []
     for i, force in values.items():
         structure = sample.structures[i]
-        if structure.pbc.any() or not force.std() > STILL:
+        if structure.pbc.any() or not force.std() > STILL or sample.unbounded[i]:
             continue
         arms = structure.positions - structure.positions.mean(axis=0)
-        torque = np.cross(arms, force - force.mean(axis=0))
-        if np.linalg.norm(torque.sum(axis=0)) > NET_TORQUE * np.abs(torque).sum():
+        force = force - force.mean(axis=0)
+        torque = np.linalg.norm(np.cross(arms, force).sum(axis=0))
+        if torque > NET_TORQUE * (_lengths(arms) @ _lengths(force)):
             spinning.append(i)
     if not spinning:
         return []
@@ -190,6 +199,10 @@ def _torques(sample, values):
         "orientation?); take both from the same table"
     )
     return [sample.finding("warning", "net-torque", text, remedy, spinning)]
+
+
+def _lengths(vectors):
+    return np.linalg.norm(vectors, axis=1)
 
 
 def references(sample, e0):
@@ -225,14 +238,10 @@ def references(sample, e0):
 
 def rank(sample, e0):
     """Compositions that leave the energies of single atoms open."""
-    if e0 is not None and not e0.source.startswith("least squares"):
+    if e0 is None or not e0.note:
         return []
-    labelled = [s for s in sample.structures if s.energy is not None]
-    elements = [int(z) for z in sample.elements]
-    if not labelled or not fit_atomic_energies(labelled, elements).note:
-        return []
-    names = ", ".join(symbol(z) for z in elements)
-    one = len(np.unique(sample.composition[sample.having("energy")])) == 1
+    names = ", ".join(map(symbol, e0.values))
+    one = len(set(sample.composition[sample.bound & np.isfinite(sample.energy)])) == 1
     text = (
         f"the compositions do not determine the energies of single {names}"
         + (" (all frames have one)" if one else "")

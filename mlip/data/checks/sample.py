@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlip.data.checks.findings import Finding
+from mlip.data.checks.findings import Finding, refusal
 from mlip.data.labels import LabelKeys
 from mlip.data.neighbors import complete_cell, neighbor_list
 from mlip.data.structure import COVALENT_RADII, Unusable, symbol
@@ -16,6 +16,7 @@ MOST_EDGES = 40_000_000
 BOND = 1.25  # of the sum of covalent radii: longer than any single bond, shorter than two of them
 MOST_BONDED = 1000  # frames whose bonds are measured; their stiffness is a mean
 VACUUM = 6.0  # Å: no two atoms bond over it; the longest single bond, of caesium, is 4.9 Å
+CONTACT = 3.0  # Å: a layer thinner than this is no vacuum, but the space between bonded atoms
 # A pair of functions per wave number from a smooth cutoff; enough to tell structures apart.
 WAVES = 6
 
@@ -25,6 +26,7 @@ class Survey:
     """What the neighbours of one frame say."""
 
     closest: tuple  # (distance over sum of covalent radii, distance in Å, atom, atom)
+    shortest: float  # distance of two atoms, Å; not always of the pair that is closest
     lonely: int  # atoms without any neighbour
     neighbors: float  # mean number an atom
     fingerprint: np.ndarray  # [WAVES + 1] the same after rotation, translation and permutation
@@ -116,6 +118,19 @@ class Sample:
         periodic = np.array([s.pbc.all() for s in self.structures])
         return periodic & (self.gaps < VACUUM).all(axis=1)
 
+    @functools.cached_property
+    def bound(self):
+        """[n] True for frames of several atoms, and of one that has neighbours."""
+        bound = self.n_atoms > 1
+        bound[[i for i, found in self.surveys.items() if found.neighbors]] = True
+        return bound
+
+    @functools.cached_property
+    def unbounded(self):
+        """[n] True for frames that fill their cell but are not periodic."""
+        periodic = np.array([s.pbc.any() for s in self.structures])
+        return ~periodic & (self.n_atoms > 1) & (self.gaps < CONTACT).all(axis=1)
+
     def having(self, kind):
         """Indices of the frames with a label."""
         return [i for i, s in enumerate(self.structures) if getattr(s, kind) is not None]
@@ -140,7 +155,7 @@ def survey(structures, places, keys, cutoff):
             receivers, senders, shifts = neighbor_list(structure, cutoff)
         except Unusable as error:
             refused.append(
-                Finding("error", error.rule, error.problem, error.remedy, (places[index],))
+                refusal(error, structure.name, places[index]),
             )
             continue
         edges += len(receivers)
@@ -159,7 +174,8 @@ def survey(structures, places, keys, cutoff):
 def _survey(structure, receivers, senders, vectors, cutoff, bonds, pairs):
     numbers, n_atoms = structure.numbers, len(structure)
     if not len(receivers):
-        return Survey((np.inf, np.inf, 0, 0), n_atoms, 0.0, np.zeros(WAVES + 1), np.zeros(0, int))
+        nothing = np.zeros(WAVES + 1), np.zeros(0, int)
+        return Survey((np.inf, np.inf, 0, 0), np.inf, n_atoms, 0.0, *nothing)
     distance = np.sqrt((vectors**2).sum(axis=1))
     ratio = distance / (COVALENT_RADII[numbers[receivers]] + COVALENT_RADII[numbers[senders]])
     at = ratio.argmin()
@@ -187,6 +203,7 @@ def _survey(structure, receivers, senders, vectors, cutoff, bonds, pairs):
         pushed = np.flatnonzero(still & (np.sqrt(unevenness) > 0.01 * total))
     return Survey(
         (ratio[at], distance[at], int(receivers[at]), int(senders[at])),
+        distance.min(),
         lonely,
         len(receivers) / n_atoms,
         fingerprint / n_atoms,

@@ -29,6 +29,16 @@ def rare(sample):
         rows = (sample.counts > 0)[:, frames < RARE].any(axis=1)
         where = np.flatnonzero(rows & (sample.n_atoms > 1))
         found.append(sample.finding("warning", "rare-element", text, remedy, where))
+    common = {int(z) for z, count in zip(sample.elements, frames) if count >= RARE}
+    few = {pair: n for pair, n in sample.pairs.items() if n < RARE and common.issuperset(pair)}
+    if few and len(sample.surveys) >= MANY:
+        listed = ", ".join(f"{symbol(a)}-{symbol(b)} in {n}" for (a, b), n in sorted(few.items()))
+        text = (
+            f"of {len(sample.surveys)} frames some pairs come within {sample.cutoff:g} Å in few: "
+            f"{listed}"
+        )
+        remedy = "add frames with them if the potential will meet them"
+        found.append(sample.finding("note", "rare-pairs", text, remedy))
     numbers = [int(z) for z, count in zip(sample.elements, frames) if count]
     never = [
         f"{symbol(a)}-{symbol(b)}"

@@ -33,7 +33,7 @@ def summarize(sample, chosen, energies):
     forces = [structures[i].forces for i in sample.having("forces")]
     stress = [structures[i].stress for i in sample.having("stress")]
     neighbors = np.array([survey.neighbors for survey in sample.surveys.values()])
-    closest = [survey.closest[1] for survey in sample.surveys.values()]
+    shortest = min((survey.shortest for survey in sample.surveys.values()), default=np.inf)
     return {
         "frames": len(structures),
         "surveyed_frames": len(sample.surveys),
@@ -52,7 +52,7 @@ def summarize(sample, chosen, energies):
         "e0_source": None if energies is None else energies.source,
         "cutoff_A": sample.cutoff,
         "neighbors": distribution(neighbors),
-        "closest_A": float(min(closest)) if closest and np.isfinite(min(closest)) else None,
+        "closest_A": float(shortest) if np.isfinite(shortest) else None,
         "energy_eV_per_atom": distribution((sample.energy / sample.n_atoms)[finite]),
         "forces_eV_per_A": distribution(
             np.linalg.norm(np.concatenate(forces), axis=1) if forces else []
