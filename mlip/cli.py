@@ -327,6 +327,20 @@ def relax(arguments):
     return 0 if all(result.converged for result in results) else 3
 
 
+def describe_report(parser):
+    parser.add_argument("folder", metavar="run", help="folder of a training run")
+
+
+def report(arguments):
+    """Write the report of a training run again, or of one that was stopped."""
+    from mlip.report.fit import report_training
+    from mlip.runtime import keep_compiled_programs
+
+    keep_compiled_programs()
+    report_training(arguments.folder)
+    print(f"the report is {Path(arguments.folder) / 'report.html'}")
+
+
 def describe_compare(parser):
     parser.add_argument("runs", nargs="+", metavar="run", help="folders of training runs")
     parser.add_argument(
@@ -497,6 +511,7 @@ COMMANDS = {
     "train": (describe_train, train),
     "check": (describe_check, check),
     "evaluate": (describe_evaluate, evaluate),
+    "report": (describe_report, report),
     "compare": (describe_compare, compare),
     "md": (describe_md, md),
     "relax": (describe_relax, relax),

@@ -332,7 +332,7 @@ def memory_lines(needs):
 def comparison_table(names, rows):
     """Training runs side by side; `rows` as `mlip.report.compare.compare` gives them."""
     table = Table()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
     for key, values in rows.items():

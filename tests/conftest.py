@@ -18,6 +18,7 @@ from mlip.data.structure import Structure
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.quickstart import data_file
+from mlip.training.checkpoint import load_model
 from mlip.training.loop import train
 from mlip.training.setup import TrainConfig
 
@@ -125,8 +126,8 @@ def random_rotation(rng):
 
 
 @pytest.fixture(scope="session")
-def silicon_potential(tmp_path_factory):
-    """A small potential in float64 with minima, from a quick training on the embedded silicon."""
+def silicon_run(tmp_path_factory):
+    """Folder of a quick training of a small potential on the embedded silicon."""
     config = TrainConfig(
         train=str(data_file("silicon_train.xyz")),
         valid="0.1",
@@ -137,4 +138,11 @@ def silicon_potential(tmp_path_factory):
             channels=4, l_max=2, correlation=2, radial_widths=(8,), cutoff=4.5, layers=1, zbl=True
         ),
     )
-    return train(config).with_dtype("float64")
+    train(config)
+    return Path(config.out)
+
+
+@pytest.fixture(scope="session")
+def silicon_potential(silicon_run):
+    """A small potential in float64 with minima."""
+    return load_model(silicon_run / "model.safetensors", "float64")

@@ -69,8 +69,10 @@ def compare(folders):
     rows["epochs"] = [len(run) for run in epochs]
     rows["minutes"] = [run[-1]["seconds"] / 60 for run in epochs]
     data = [report["sections"]["Settings and versions"]["facts"] for report in reports]
-    for name in ("training train", "training valid", "training seed", "device"):
-        rows[name] = [facts.get(name) for facts in data]
+    for name in ("training train name", "training train sha256", "training seed", "device"):
+        values = [facts.get(name) for facts in data]
+        if not name.endswith("sha256") or len(set(values)) > 1:
+            rows[name] = values
     settings = [_settings(report) for report in reports]
     for name in sorted({name for table in settings for name in table}):
         values = [table.get(name) for table in settings]

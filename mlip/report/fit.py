@@ -27,8 +27,19 @@ COLUMNS = {
 
 
 def report_training(folder):
-    """Write `report.html` and `report.json` of a finished run into its folder."""
+    """Write `report.html` and `report.json` of a run into its folder.
+
+    Raises:
+      FileNotFoundError: it holds no run that has finished an epoch.
+      ValueError, OSError: its data cannot be read any more.
+    """
     folder = Path(folder)
+    for name in ("config.toml", "model.safetensors", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {name}; give the folder of a run of mlip train that has "
+                "finished an epoch"
+            )
     config = settings.from_toml(TrainConfig, folder / "config.toml")
     potential = load_model(folder / "model.safetensors")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -87,8 +98,12 @@ def report_evaluation(folder, model, data, potential, structures, predictions):
 
 
 def training_facts(potential):
-    """What a model file says of its training."""
-    return {f"training {name}": str(value) for name, value in potential.training.items()}
+    """What a model file says of its training, line by line."""
+    facts = {}
+    for name, value in potential.training.items():
+        lines = value if isinstance(value, dict) else {"": value}
+        facts |= {f"training {name} {key}".strip(): text for key, text in lines.items()}
+    return facts
 
 
 def data_section(looked):
@@ -192,7 +207,7 @@ def model_sections(potential, train, valid):
     about = {k: v for k, v in card(potential).items() if not k.startswith("training ")}
     sections = [Section("Model", [pairs(about)], about)]
     sections += [
-        dimer_section(potential, exact),
+        dimer_section(exact, potential.training.get("closest", {})),
         check_section(exact, min(small, key=len)),
         run_section(potential, calm),
     ]
@@ -203,37 +218,38 @@ def model_sections(potential, train, valid):
     return [*sections, Section("Speed on this machine", [text, pairs(facts)], facts)]
 
 
-def dimer_section(potential, exact):
-    """Energy of two atoms, and their force around the cutoff."""
-    curves = probes.dimers(potential)
-    ends = probes.at_cutoff(exact, curves)
-    closest = potential.training.get("closest", {})
-    first = [
+def dimer_section(exact, closest):
+    """Energy of two atoms, and their force around the cutoff.
+
+    Args:
+      exact: the potential in float64.
+      closest: shortest distance in the training data by pair, Å.
+    """
+    found = probes.dimers(exact)
+    wells = [
         {
             "title": name,
             "x": "distance (Å)",
             "y": "energy (eV)",
-            "curves": {"": curve},
+            "curves": {"": (dimer.distances, dimer.energies)},
             "marks": [closest[name]] if name in closest else [],
-            "limits": _window(curve[1]),
+            "limits": _window(dimer.energies),
         }
-        for name, curve in curves.items()
+        for name, dimer in found.items()
     ]
-    second = [
-        {
-            "x": "distance (Å)",
-            "y": "force (meV/Å)",
-            "curves": {name: (r, MEV * f) for name, (r, f) in list(ends.items())[:8]},
-            "marks": [potential.config.cutoff],
-        }
-    ]
+    ends = {
+        "x": "distance (Å)",
+        "y": "force (meV/Å)",
+        "curves": {n: (d.around, MEV * d.forces) for n, d in itertools.islice(found.items(), 8)},
+        "marks": [exact.config.cutoff],
+    }
     rows = []
-    for name, (r, energies) in curves.items():
-        force = ends[name][1]
-        step = float(np.abs(np.diff(force)).max() * MEV)
-        minimum = int(energies.argmin())
-        repels = bool(np.all(np.diff(energies[: minimum + 1]) <= 0)) and minimum > 0
-        rows.append([name, closest.get(name), float(r[minimum]), "yes" if repels else "no", step])
+    for name, dimer in found.items():
+        minimum = int(dimer.energies.argmin())
+        repels = minimum > 0 and bool((np.diff(dimer.energies[: minimum + 1]) <= 0).all())
+        step = float(MEV * np.abs(np.diff(dimer.forces)).max())
+        place = float(dimer.distances[minimum])
+        rows.append([name, closest.get(name), place, "yes" if repels else "no", step])
     heads = (
         "pair",
         "closest in training (Å)",
@@ -246,9 +262,9 @@ def dimer_section(potential, exact):
         "its left the model extrapolates.",
         "Force between two atoms through the cutoff, where it must vanish smoothly.",
     )
-    data = {"dimers": curves, "at_cutoff": ends, "pairs": rows}
-    parts = [Figure(texts[0], figures.lines(first)), Table(heads, rows)]
-    return Section("Dimers", [*parts, Figure(texts[1], figures.lines(second))], data)
+    parts = [Figure(texts[0], figures.lines(wells)), Table(heads, rows)]
+    data = {"dimers": {name: vars(dimer) for name, dimer in found.items()}, "pairs": rows}
+    return Section("Dimers", [*parts, Figure(texts[1], figures.lines([ends]))], data)
 
 
 def _window(energies):

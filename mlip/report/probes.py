@@ -3,14 +3,14 @@
 import itertools
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import Structure, symbol
 from mlip.deploy.fold import fold
-from mlip.model.potential import round_up
+from mlip.model.potential import MOST_STRUCTURES, round_up
 from mlip.simulation.dynamics import run
 from mlip.simulation.setup import DynamicsConfig
 from mlip.units import GPA, MEV
@@ -23,40 +23,40 @@ SCALES = np.linspace(0.94, 1.06, 13)  # of the lengths of a crystal
 STEPS = 1000  # of the dynamics, for up to 100 atoms
 
 
+@dataclass(frozen=True)
+class Dimer:
+    """Two atoms alone."""
+
+    distances: np.ndarray  # [n] Å, from below 1 Å to the cutoff
+    energies: np.ndarray  # [n] eV above two atoms far apart
+    around: np.ndarray  # [m] Å, in fine steps through the cutoff
+    forces: np.ndarray  # [m] eV/Å there, positive where they repel
+
+
 def dimers(potential):
-    """Energy of two atoms above that of two apart, for pairs of elements.
-
-    Returns:
-      {"H-O": (distances [n] Å, energies [n] eV)}, from below 1 Å to the cutoff; of many elements
-      the pairs of the lightest.
-    """
-    cutoff, found = potential.config.cutoff, {}
-    distances = np.arange(NEAREST, cutoff + 0.025, 0.025)
-    kinds = itertools.combinations_with_replacement(potential.species, 2)
-    for first, second in itertools.islice(kinds, MOST_PAIRS):
-        frames = [_dimer(first, second, r) for r in (*distances, 2 * cutoff)]
-        *energies, apart = (p.energy for p in potential.predict(frames))
-        found[f"{symbol(first)}-{symbol(second)}"] = distances, np.array(energies) - apart
-    return found
-
-
-def at_cutoff(potential, pairs):
-    """Force between two atoms around the cutoff: where it must end without a step.
+    """`Dimer` by name, such as "H-O"; of many elements the pairs of the lightest.
 
     Args:
       potential: in float64.
-      pairs: names of pairs, as `dimers` gives them.
-
-    Returns:
-      {"H-O": (distances [n] Å, forces [n] eV/Å)}.
     """
-    cutoff, found = potential.config.cutoff, {}
-    distances = cutoff + np.linspace(-AROUND, AROUND / 4, 51)
-    by_name = {symbol(z): z for z in potential.species}
-    for name in pairs:
-        first, second = (by_name[part] for part in name.split("-"))
-        predictions = potential.predict([_dimer(first, second, r) for r in distances])
-        found[name] = distances, np.array([p.forces[1, 0] for p in predictions])
+    cutoff = potential.config.cutoff
+    distances = np.arange(NEAREST, cutoff + 0.025, 0.025)
+    around = cutoff + np.linspace(-AROUND, AROUND / 4, 51)
+    places = [*distances, *around, 2 * cutoff]
+    kinds = itertools.combinations_with_replacement(potential.species, 2)
+    kinds = list(itertools.islice(kinds, MOST_PAIRS))
+    frames = [_dimer(*pair, r) for pair in kinds for r in places]
+    frames += frames[:1] * (-len(frames) % MOST_STRUCTURES)  # batches of one shape
+    predictions, found = potential.predict(frames), {}
+    for n, (first, second) in enumerate(kinds):
+        *own, apart = predictions[n * len(places) : (n + 1) * len(places)]
+        curve, ends = own[: len(distances)], own[len(distances) :]
+        found[f"{symbol(first)}-{symbol(second)}"] = Dimer(
+            distances,
+            np.array([p.energy for p in curve]) - apart.energy,
+            around,
+            np.array([p.forces[1, 0] for p in ends]),
+        )
     return found
 
 
