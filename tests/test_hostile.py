@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -425,6 +427,27 @@ class Outcome:
     peak_bytes: int
 
 
+class Watch(threading.Thread):
+    """Sees how much memory a process takes, and ends it if it never would.
+
+    From outside and while it runs: what the system tells at its end counts the memory of the
+    process that started it too.
+    """
+
+    def __init__(self, process):
+        super().__init__(daemon=True)
+        self.process, self.peak_bytes, self.ended = process, 0, threading.Event()
+
+    def run(self):
+        end = time.monotonic() + HOPELESS_SECONDS
+        while not self.ended.wait(0.05):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+                self.peak_bytes = 1024 * int(found[1])
+            if time.monotonic() > end:
+                self.process.kill()
+
+
 def run(folder, case):
     """The outcome of a case in a fresh process."""
     limit = case.most_file_bytes
@@ -442,11 +465,13 @@ def run(folder, case):
             cwd=folder,
             env={**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(sys.path)},
         )
-        watchdog = threading.Timer(HOPELESS_SECONDS, process.kill)
-        watchdog.start()
+        watch = Watch(process)
+        watch.start()
         message = process.stderr.read() if limit is not None else b""
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        watch.ended.set()
+        watch.join()
         _, status, usage = os.wait4(process.pid, 0)
-        watchdog.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
     printed = [(folder / name).read_bytes() for name in (".out", ".err")]
     for name in (".out", ".err"):
@@ -456,7 +481,7 @@ def run(folder, case):
         printed[0].decode(),
         (message or printed[1]).decode(),
         usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        watch.peak_bytes,
     )
 
 
