@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import sys
+import time
 from pathlib import Path
 
 from mlip import config as settings
@@ -208,19 +209,22 @@ def evaluate(arguments):
     from mlip.files import atomic_write
     from mlip.report.figures import write_parity
     from mlip.report.fit import report_evaluation
+    from mlip.report.page import require_place
     from mlip.runtime import keep_compiled_programs, use_all_cores
     from mlip.screen import metrics_table, print_to_screen
     from mlip.training.checkpoint import load_model
     from mlip.training.evaluation import metrics, parity
 
+    require_place(arguments.out, "evaluation")
     use_all_cores()
     keep_compiled_programs()
     potential = load_model(arguments.model, arguments.dtype)
     structures = read(arguments.data, settings.from_flags(LabelKeys, arguments))
+    used = potential
     if not arguments.unfolded:
         present = {int(z) for structure in structures for z in structure.numbers}
-        potential = fold(potential, present.intersection(potential.species) or None)
-    predictions = potential.predict(structures)
+        used = fold(potential, present.intersection(potential.species) or None)
+    predictions = used.predict(structures)
     found = parity(structures, predictions)
     errors = metrics(found)
     print_to_screen(metrics_table(errors, f"{arguments.model} on {arguments.data}"))
@@ -229,8 +233,9 @@ def evaluate(arguments):
             temporary.write_text(json.dumps(errors, indent=1) + "\n")
     if arguments.plots:
         write_parity(found, arguments.plots)
-    names = str(arguments.model), str(arguments.data)
-    report_evaluation(arguments.out, *names, potential, structures, predictions)
+    report_evaluation(
+        arguments.out, arguments.model, arguments.data, potential, structures, predictions
+    )
     print(f"the report is {Path(arguments.out) / 'report.html'}")
 
 
@@ -251,6 +256,7 @@ def describe_md(parser):
 def md(arguments):
     """Simulate molecular dynamics."""
     from mlip.report.dynamics import report_dynamics
+    from mlip.report.page import require_place
     from mlip.runtime import Stop, use_all_cores
     from mlip.screen import DynamicsScreen, dynamics_table, print_to_screen
     from mlip.simulation.dynamics import run
@@ -259,9 +265,11 @@ def md(arguments):
 
     base = settings.read_toml(arguments.config) if arguments.config else {}
     config = settings.from_flags(DynamicsConfig, arguments, base)
+    require_place(arguments.out, "simulation")
     use_all_cores()
     starts = read_starts(arguments.start)
     potential = load_model(arguments.model)
+    begin = time.monotonic()
     with DynamicsScreen(config) as screen:
         try:
             trajectories = run(
@@ -275,11 +283,11 @@ def md(arguments):
             )
         except Stop as stop:
             return 128 + stop.number
-    print_to_screen(dynamics_table(trajectories, config))
-    stopped = [trajectory.stopped for trajectory in trajectories]
-    report_dynamics(arguments.out, potential, config, stopped)
+    print_to_screen(dynamics_table(trajectories))
+    seconds = time.monotonic() - begin
+    report_dynamics(arguments.out, arguments.start, potential, config, trajectories, seconds)
     print(f"the report is {Path(arguments.out) / 'report.html'}")
-    return 3 if any(stopped) else 0
+    return 3 if any(trajectory.stopped for trajectory in trajectories) else 0
 
 
 def describe_relax(parser):
@@ -352,8 +360,10 @@ def compare(arguments):
     """Put training runs side by side: errors, cost, settings that differ."""
     from mlip.report.compare import compare as put_side_by_side
     from mlip.report.compare import report_comparison
+    from mlip.report.page import require_place
     from mlip.screen import comparison_table, print_to_screen
 
+    require_place(arguments.out, "comparison")
     names, rows, reports = put_side_by_side(arguments.runs)
     print_to_screen(comparison_table(names, rows))
     report_comparison(arguments.out, names, rows, reports)

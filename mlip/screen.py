@@ -3,15 +3,14 @@
 import math
 import time
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mlip.data.checks.findings import GRADES, listed
 from mlip.data.structure import symbol
-from mlip.simulation.trajectory import COLUMNS
-from mlip.units import MEV
+from mlip.simulation.trajectory import COLUMNS, summary
+from mlip.training.evaluation import error_rows
 
 MOST_ROWS = 40  # of a table on the screen
 LINE_SECONDS = 15.0  # between two lines of progress that stay on the screen
@@ -115,26 +114,20 @@ class DynamicsScreen:
             )
 
 
-def dynamics_table(trajectories, config):
-    """What a simulation came to, a row for each system."""
+def dynamics_table(trajectories):
+    """What a simulation came to, a row for each system; means over the second half."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("system", "atoms", "steps", "mean K", "mean GPa", "drift meV/atom/ps", "ended"):
         table.add_column(name, justify="left" if name in ("system", "ended") else "right")
     for index, trajectory in enumerate(trajectories):
-        rows, n_atoms = np.array(trajectory.thermo), len(trajectory.structure)
-        drift = "–"
-        if len(rows) > 2:
-            slope = np.polyfit(rows[:, COLUMNS.index("time_ps")], rows[:, 6], 1)[0]
-            drift = f"{MEV * slope / n_atoms:.2g}"
-        step = trajectory.frames[-1].step if trajectory.frames else 0
-        pressure = rows[:, 5].mean() if len(rows) else np.nan
+        found = summary(trajectory.thermo, len(trajectory.structure))
+        names = {"temperature_K": ".1f", "pressure_GPa": ".3f", "drift_meV_per_atom_per_ps": ".2g"}
+        values = [(math.nan if (v := found[n]) is None else v, form) for n, form in names.items()]
         table.add_row(
             f"{index:03d} {trajectory.structure.name}",
-            str(n_atoms),
-            str(step),
-            f"{rows[:, 4].mean():.1f}" if len(rows) else "–",
-            f"{pressure:.3f}" if np.isfinite(pressure) else "–",
-            drift,
+            str(len(trajectory.structure)),
+            str(trajectory.frames[-1].step if trajectory.frames else 0),
+            *(f"{value:{form}}" if math.isfinite(value) else "–" for value, form in values),
             trajectory.stopped or "as asked",
         )
     return table
@@ -209,23 +202,12 @@ def metrics_table(errors, title):
     """Errors overall, by group and by element as a rich table."""
     table = Table(title=title)
     table.add_column("frames")
-    columns = {
-        "energy\nmeV/atom": "energy_rmse_mev_per_atom",
-        "energy\nmeV/structure": "energy_rmse_mev",
-        "forces\nmeV/Å": "forces_rmse_mev_per_A",
-        "stress\nmeV/Å³": "stress_rmse_mev_per_A3",
-    }
-    columns = {h: key for h, key in columns.items() if errors[key] is not None}
+    columns, rows = error_rows(errors)
     for heading in columns:
         table.add_column(f"{heading}\nRMSE (MAE)", justify="right")
-    rows = {"all": errors, **errors["groups"]}
-    rows |= {f"forces on {element}": values for element, values in errors["elements"].items()}
-    for name, values in rows.items():
-        cells = []
-        for key in columns.values():
-            rmse, mae = values.get(key), values.get(key.replace("rmse", "mae"))
-            cells.append("" if rmse is None else f"{rmse:.2f} ({mae:.2f})")
-        table.add_row(name or "no config_type", *cells)
+    for name, pairs in rows:
+        cells = ["" if rmse is None else f"{rmse:.2f} ({mae:.2f})" for rmse, mae in pairs]
+        table.add_row(name, *cells)
     return table
 
 

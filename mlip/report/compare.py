@@ -34,7 +34,7 @@ def read_report(folder):
         )
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        readable = report["schema"] == SCHEMA and report["sections"]["Learning curves"]["epochs"]
+        readable = report["schema"] == SCHEMA and report["kind"] == "training"
     except (ValueError, KeyError, TypeError):
         readable = False
     if not readable:
@@ -69,7 +69,12 @@ def compare(folders):
     rows["epochs"] = [len(run) for run in epochs]
     rows["minutes"] = [run[-1]["seconds"] / 60 for run in epochs]
     data = [report["sections"]["Settings and versions"]["facts"] for report in reports]
-    for name in ("training train name", "training train sha256", "training seed", "device"):
+    for name in (
+        "training train name",
+        "training train sha256",
+        "training seed",
+        "training device",
+    ):
         values = [facts.get(name) for facts in data]
         if not name.endswith("sha256") or len(set(values)) > 1:
             rows[name] = values
@@ -119,4 +124,4 @@ def report_comparison(out, names, rows, reports):
         Section("Learning curves", [Figure(text, figures.learning_curves(curves))]),
     ]
     about = f"{len(names)} training runs"
-    write(out, "Comparison", about, {}, sections)
+    write(out, "comparison", "Comparison", about, {}, sections)

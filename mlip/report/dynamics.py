@@ -7,15 +7,18 @@ import numpy as np
 
 from mlip import config as settings
 from mlip.data.neighbors import neighbor_list
-from mlip.data.structure import from_ase, mass, symbol
+from mlip.data.structure import Unusable, from_ase, mass, symbol
 from mlip.report import figures
-from mlip.report.page import Figure, Section, Table, provenance, write
-from mlip.simulation.trajectory import COLUMNS
+from mlip.report.page import Figure, Section, Table, pairs, provenance, write
+from mlip.simulation.trajectory import COLUMNS, summary
 from mlip.training.checkpoint import fingerprint
-from mlip.units import MEV
+from mlip.training.setup import file_card
 
-MOST_FRAMES = 200  # that are read
+MOST_FRAMES = 200  # of the first system that are read
+MOST_ATOMS = 400_000  # in all of them
 MOST_SYSTEMS = 20  # that have curves of their own
+MOST_POINTS = 4000  # of all curves of a quantity
+MOST_CURVES = 8  # of pairs of elements
 MOST_LAGS = 60
 LONGEST = 8.0  # Å, of distances
 BINS = 160
@@ -28,39 +31,55 @@ PANELS = {
 }
 
 
-def report_dynamics(folder, potential, config, stopped):
+def report_dynamics(folder, start, potential, config, trajectories, seconds):
     """Write `report.html` and `report.json` of a simulation into its folder.
 
     Args:
+      start: file of the first structures.
       potential: as loaded.
       config: its `DynamicsConfig`.
-      stopped: for each system why it was stopped before the end, or an empty text.
+      trajectories: list of `Trajectory`, one for each system.
+      seconds: what the steps since the run began or resumed have taken.
     """
-    folder = Path(folder)
-    folders = [folder] if len(stopped) == 1 else [folder / f"{n:03d}" for n in range(len(stopped))]
+    folder, count = Path(folder), len(trajectories)
+    folders = [folder] if count == 1 else [folder / f"{n:03d}" for n in range(count)]
     thermo = [np.loadtxt(f / "thermo.csv", delimiter=",", skiprows=1, ndmin=2) for f in folders]
-    every = max(1, config.steps // config.save_every // MOST_FRAMES)
-    shown = list(range(min(len(folders), MOST_SYSTEMS)))
-    frames = [read_frames(folders[index], config, every) for index in shown]
-    sections = [
-        thermo_section(thermo, shown),
-        systems_section(thermo, [len(f[0]) for f in frames], stopped),
-        distance_section(frames),
-        displacement_section(frames, every * config.save_every * config.timestep / 1000),
-        provenance(settings.to_toml(config), {"model": fingerprint(potential)}),
-    ]
+    frames, spacing = read_frames(folders[0], config, len(trajectories[0].structure))
+    facts = {f"start {key}": text for key, text in file_card(start).items()}
     steps = int(max(rows[-1, 0] for rows in thermo))
-    ends = [text for text in stopped if text]
-    key = {"steps": steps, "ps": steps * config.timestep / 1000, "systems": len(stopped)}
-    key["stopped before the end"] = len(ends)
-    about = f"{config.ensemble} of {', '.join(sorted({composition(f[0]) for f in frames}))}"
-    write(folder, f"Dynamics in {folder.resolve().name}", about, key, sections)
+    done = steps - int(min(rows[0][0] for rows in (t.thermo for t in trajectories) if rows))
+    pace = {
+        "steps": done,
+        "seconds, compilation included": seconds,
+        "steps/s": done / seconds,
+        "ns/day": 86400e-6 * config.timestep * done / seconds,
+        "systems side by side": count,
+    }
+    sections = [
+        thermo_section(thermo),
+        systems_section(thermo, trajectories),
+        distance_section(frames),
+        displacement_section(frames, spacing),
+        Section("Speed", [pairs(pace)], pace),
+        provenance(settings.to_toml(config), facts | {"model": fingerprint(potential)}),
+    ]
+    key = {"steps": steps, "ps": steps * config.timestep / 1000, "systems": count}
+    key["stopped before the end"] = sum(bool(t.stopped) for t in trajectories)
+    about = (
+        config.ensemble + " of " + ", ".join({composition(t.structure): 0 for t in trajectories})
+    )
+    write(folder, "simulation", f"Dynamics in {folder.resolve().name}", about, key, sections)
 
 
-def read_frames(folder, config, every):
-    """Structures of a trajectory, `every` one."""
+def read_frames(folder, config, n_atoms):
+    """Structures of a trajectory, evenly spaced and not too many, and the time between them, ps."""
+    most = max(2, min(MOST_FRAMES, MOST_ATOMS // n_atoms))
+    every = max(1, config.steps // config.save_every // most)
     path = folder / f"trajectory.{config.trajectory}"
-    return [from_ase(atoms) for atoms in ase.io.read(path, slice(None, None, every))]
+    found = ase.io.read(path, slice(None, None, every))
+    # The last frame of a run may stand between two of the others.
+    spaced = [atoms for atoms in found if atoms.info["step"] % config.save_every == 0]
+    return [from_ase(atoms) for atoms in spaced], every * config.save_every * config.timestep / 1000
 
 
 def composition(structure):
@@ -69,36 +88,34 @@ def composition(structure):
     return "".join(f"{symbol(z)}{n if n > 1 else ''}" for z, n in zip(kinds, counts))
 
 
-def thermo_section(thermo, shown):
-    """Temperature, energies, pressure and volume against time."""
+def thermo_section(thermo):
+    """Temperature, energies, pressure and volume of the first systems against time.
+
+    Args:
+      thermo: rows of `thermo.csv` of every system, [n_rows, columns].
+    """
+    shown = thermo[:MOST_SYSTEMS]
+    tables = [np.array(figures.thinned(rows, MOST_POINTS // len(shown))) for rows in shown]
+    names = [f"{index:03d}" if len(thermo) > 1 else "" for index in range(len(shown))]
     panels = []
     for name, text in PANELS.items():
         column = COLUMNS.index(name)
-        curves = {
-            f"{index:03d}" if len(thermo) > 1 else "": (
-                thermo[index][:, 1],
-                thermo[index][:, column],
-            )
-            for index in shown
-        }
+        curves = {n: (rows[:, 1], rows[:, column]) for n, rows in zip(names, tables)}
         values = np.concatenate([ys for _, ys in curves.values()])
         if np.isfinite(values).any() and (name != "volume_A3" or np.ptp(values) > 0):
             panels.append({"x": "time (ps)", "y": text, "curves": curves})
-    text = "Quantities of the systems against time."
-    data = {f"{index:03d}": dict(zip(COLUMNS, thermo[index].T)) for index in shown}
+    text = f"Quantities of {len(shown)} of {len(thermo)} systems against time."
+    data = {f"{n:03d}": dict(zip(COLUMNS, rows.T)) for n, rows in enumerate(tables)}
     return Section("Thermodynamics", [Figure(text, figures.lines(panels))], data)
 
 
-def systems_section(thermo, n_atoms, stopped):
+def systems_section(thermo, trajectories):
     """Means of the second half, and how every system ended."""
     rows = []
-    for index, (table, reason) in enumerate(zip(thermo, stopped)):
-        half = table[len(table) // 2 :]
-        drift = None
-        if index < len(n_atoms) and len(table) > 2:
-            drift = MEV * np.polyfit(table[:, 1], table[:, 6], 1)[0] / n_atoms[index]
-        means = [float(half[:, column].mean()) for column in (4, 5, 7)]
-        rows.append([f"{index:03d}", int(table[-1, 0]), *means, drift, reason or "as asked"])
+    for index, (table, trajectory) in enumerate(zip(thermo, trajectories)):
+        found = summary(table, len(trajectory.structure))
+        steps, ended = int(table[-1, 0]), trajectory.stopped or "as asked"
+        rows.append([f"{index:03d} {trajectory.structure.name}", steps, *found.values(), ended])
     heads = (
         "system",
         "steps",
@@ -113,12 +130,18 @@ def systems_section(thermo, n_atoms, stopped):
 
 def distance_section(frames):
     """Radial distribution functions of the pairs of elements of the first system."""
-    curves, periodic = radial_distribution(frames[0][len(frames[0]) // 2 :])
+    frames = frames[len(frames) // 2 :]
+    try:
+        curves, periodic = radial_distribution(frames)
+    except Unusable as error:  # such as atoms that coincide where a run was stopped
+        return Section("Distances", [f"There are none to show: {error}."], {"reason": str(error)})
     y = "g(r)" if periodic else "probability (1/Å)"
-    panel = {"x": "distance (Å)", "y": y, "curves": curves}
-    text = "Distances of pairs in the second half of the first system" + (
-        ", relative to a gas of the same density." if periodic else "."
+    largest = sorted(curves, key=lambda name: -curves[name][1].max())[:MOST_CURVES]
+    panel = {"x": "distance (Å)", "y": y, "curves": {name: curves[name] for name in largest}}
+    text = f"Distances of pairs in {len(frames)} frames of the first system's second half" + (
+        ", relative to a gas of the same density" if periodic else ""
     )
+    text += f"; {len(largest)} of {len(curves)} pairs of elements." * (len(largest) < len(curves))
     data = {"pairs": curves, "of": y}
     return Section("Distances", [Figure(text, figures.lines([panel]))], data)
 
@@ -129,6 +152,9 @@ def radial_distribution(structures):
     Returns:
       {"H-O": (distances [BINS] Å, values)}: g(r) in periodic cells, else the probability of a
       distance up to 8 Å, 1/Å; and True for g(r).
+
+    Raises:
+      Unusable: atoms that coincide, or more pairs than a neighbour list may hold.
     """
     edges = np.linspace(0, LONGEST, BINS + 1)
     middle, shells = (edges[1:] + edges[:-1]) / 2, 4 / 3 * np.pi * np.diff(edges**3)
@@ -149,10 +175,9 @@ def radial_distribution(structures):
             sums[a, b] = sums[a, b] + counts
     curves = {}
     for (a, b), total in sums.items():
-        if not total.sum():
-            continue
-        scale = len(structures) if periodic else total.sum() * edges[1]
-        curves[f"{symbol(a)}-{symbol(b)}"] = middle, total / scale
+        if total.sum():
+            scale = len(structures) if periodic else total.sum() * edges[1]
+            curves[f"{symbol(a)}-{symbol(b)}"] = middle, total / scale
     return curves, periodic
 
 
@@ -162,7 +187,7 @@ def displacement_section(frames, spacing):
     Args:
       spacing: ps between frames.
     """
-    times, curves = squared_displacement(frames[0], spacing)
+    times, curves = squared_displacement(frames, spacing)
     parts, data = ["There are too few frames to follow displacements."], {}
     if len(times) > 2:
         half = len(times) // 2

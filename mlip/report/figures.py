@@ -18,6 +18,7 @@ COLORS = {"energy": "#2f7fb8", "forces": "#c8553d", "stress": "#5f8f3a"}
 SERIES = ("#2f7fb8", "#c8553d", "#5f8f3a", "#8d6cab", "#b8860b", "#3a9c9c", "#b0578d", "#777777")
 INK = "#010203"  # of lines and letters, which a page shows in its own colour of text
 MOST_POINTS = 20_000  # in a scatter plot
+MOST_EPOCHS = 400  # in learning curves
 STYLE = {
     "font.size": 9,
     "svg.fonttype": "none",
@@ -48,6 +49,17 @@ def panels(count, together, width=4.2, height=3.2):
     return made, [figure.subplots() for figure in made]
 
 
+def plain_label(text):
+    """A name as matplotlib shows it without reading a formula or an order into it."""
+    text = text.replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
+def thinned(rows, most):
+    """At most about so many of the rows, evenly, always with the last."""
+    return [*rows[: -1 : len(rows) // most + 1], *rows[-1:]]
+
+
 def draw(function):
     """The same function of drawing, in the style of all figures."""
 
@@ -71,7 +83,7 @@ def to_svg(made):
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'font: 9px [^;"]*', "font: 9px sans-serif", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: sans-serif", svg)
     # Several figures on a page must not share names.
     number = next(_numbers)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="f{number}-\1"', svg)
@@ -156,8 +168,9 @@ def learning_curves(runs, together=False):
     made, axes = panels(len(keys), together, height=3.4)
     for panel, (key, label) in zip(axes, keys.items()):
         for (name, rows), color in zip(runs.items(), itertools.cycle(SERIES)):
+            rows = thinned(rows, MOST_EPOCHS // len(runs))
             minutes = [row["seconds"] / 60 for row in rows]
-            lines = {f"valid_{key}": (name if len(runs) > 1 else "validation", color)}
+            lines = {f"valid_{key}": (plain_label(name) if len(runs) > 1 else "validation", color)}
             if len(runs) == 1:
                 lines[f"train_{key}"] = "training", "0.6"
             for part, (text, shade) in lines.items():
@@ -181,11 +194,11 @@ def lines(contents):
     made, axes = panels(len(contents), together=False)
     for axis, panel in zip(axes, contents):
         for (label, (xs, ys)), color in zip(panel["curves"].items(), itertools.cycle(SERIES)):
-            axis.plot(xs, ys, color=color, label=label or None)
+            axis.plot(xs, ys, color=color, label=plain_label(label) or None)
         for (label, (xs, ys)), color in zip(
             panel.get("dots", {}).items(), itertools.cycle(SERIES[1:])
         ):
-            axis.plot(xs, ys, "o", ms=3, color=color, label=label, alpha=0.7)
+            axis.plot(xs, ys, "o", ms=3, color=color, label=label, alpha=0.7, rasterized=True)
         for place in panel.get("marks", ()):
             axis.axvline(place, color="0.6", lw=0.8, ls="--", zorder=0)
         for name in panel.get("log", ""):
@@ -197,16 +210,4 @@ def lines(contents):
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=8)
-    return made
-
-
-@draw
-def bars(labels, values, text):
-    """Horizontal bars."""
-    made, (axis,) = panels(1, False, 4.2, 0.9 + 0.28 * len(labels))
-    axis.barh(range(len(labels)), values, color=SERIES[0])
-    axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
-    axis.set(xlabel=text)
-    axis.grid(alpha=0.3, axis="x")
     return made

@@ -8,22 +8,20 @@ import numpy as np
 
 from mlip import config as settings
 from mlip.data.checks.findings import listed
+from mlip.data.structure import symbol
 from mlip.report import figures, probes
 from mlip.report.page import Figure, Section, Table, pairs, provenance, write
 from mlip.screen import card, summary_table
 from mlip.training.checkpoint import fingerprint, load_model
-from mlip.training.evaluation import metrics, parity
-from mlip.training.setup import TrainConfig, divide, look_over
+from mlip.training.evaluation import error_rows, metrics, parity
+from mlip.training.setup import TrainConfig, divide, file_card, look_over
 from mlip.units import MEV
 
 WORST = 10  # frames that are named
 MOST_ATOMS = 200  # of a structure that probes are tried on
-COLUMNS = {
-    "energy, meV/atom": "energy_rmse_mev_per_atom",
-    "energy, meV": "energy_rmse_mev",
-    "forces, meV/Å": "forces_rmse_mev_per_A",
-    "stress, meV/Å³": "stress_rmse_mev_per_A3",
-}
+MOST_PAIRS = 36  # of elements, whose dimers are shown
+MOST_GROUPS = 40  # rows of errors
+MOST_DOTS = 2000  # of frames beside a curve
 
 
 def report_training(folder):
@@ -43,11 +41,18 @@ def report_training(folder):
     config = settings.from_toml(TrainConfig, folder / "config.toml")
     potential = load_model(folder / "model.safetensors")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name in ("train", "valid"):
+        card = potential.training.get(name)
+        if isinstance(card, dict) and card != file_card(getattr(config, name)):
+            raise ValueError(
+                f"{getattr(config, name)} has changed since the run in {folder} began, so that the "
+                "report would mix frames of both; put it back"
+            )
     looked = look_over(config)
     train, valid, _ = divide(config, looked.structures)
     predictions = potential.predict(valid)
-    errors = metrics(parity(valid, predictions))
-    key = {name: errors[column] for name, column in COLUMNS.items() if errors[column] is not None}
+    found = parity(valid, predictions)
+    errors = metrics(found)
     figures.to_png(
         *figures.learning_curves({"run": rows}, together=True), folder / "learning_curve.png"
     )
@@ -64,37 +69,47 @@ def report_training(folder):
             ],
             {"epochs": rows},
         ),
-        *error_sections(valid, predictions, errors, "the validation frames"),
+        *error_sections(valid, predictions, found, errors, "the validation frames"),
         *model_sections(potential, train, valid),
         provenance(
             (folder / "config.toml").read_text(encoding="utf-8"),
             {"model": fingerprint(potential), **training_facts(potential)},
+            ["mlip", "train", str(folder / "config.toml"), "--out", "again"],
         ),
     ]
     about = (
         f"{potential.n_parameters} parameters trained on {len(train)} frames, "
         f"{rows[-1]['seconds'] / 60:.1f} minutes; errors (RMSE) on {len(valid)} validation frames"
     )
-    write(folder, f"Training of {folder.resolve().name}", about, key, sections)
+    title = f"Training of {folder.resolve().name}"
+    write(folder, "training", title, about, key_numbers(errors), sections)
 
 
 def report_evaluation(folder, model, data, potential, structures, predictions):
     """Write `report.html` and `report.json` of a model's errors on a data set.
 
     Args:
-      model, data: what they are called.
+      model, data: their files.
+      potential: as loaded.
     """
-    errors = metrics(parity(structures, predictions))
-    key = {name: errors[column] for name, column in COLUMNS.items() if errors[column] is not None}
+    found = parity(structures, predictions)
+    errors = metrics(found)
     about = f"Errors (RMSE) on {len(structures)} frames of {data}"
+    facts = {f"data {key}": text for key, text in file_card(data).items()}
+    facts |= {"model": fingerprint(potential), **training_facts(potential)}
     sections = [
-        *error_sections(structures, predictions, errors, data),
-        provenance(
-            settings.to_toml(potential.config),
-            {"model": fingerprint(potential), **training_facts(potential)},
-        ),
+        *error_sections(structures, predictions, found, errors, str(data)),
+        model_section(potential),
+        provenance(settings.to_toml(potential.config), facts),
     ]
-    write(folder, f"Evaluation of {model}", about, key, sections)
+    title = f"Evaluation of {model}"
+    write(folder, "evaluation", title, about, key_numbers(errors), sections)
+
+
+def key_numbers(errors):
+    """The errors over all frames."""
+    columns, ((_, pairs), *_) = error_rows(errors)
+    return {name: rmse for name, (rmse, _) in zip(columns, pairs)}
 
 
 def training_facts(potential):
@@ -102,7 +117,8 @@ def training_facts(potential):
     facts = {}
     for name, value in potential.training.items():
         lines = value if isinstance(value, dict) else {"": value}
-        facts |= {f"training {name} {key}".strip(): text for key, text in lines.items()}
+        if name != "closest":  # stands with the dimers
+            facts |= {f"training {name} {key}".strip(): text for key, text in lines.items()}
     return facts
 
 
@@ -114,64 +130,57 @@ def data_section(looked):
         for f in looked.findings
     ]
     heads = ("", "check", "found", "in", "what to do")
-    parts.append(Table(heads, found) if found else "Nothing suspicious was found in it.")
+    nothing = "Nothing suspicious was found in it." if looked.summary else "It was not looked over."
+    parts.append(Table(heads, found) if found else nothing)
     return Section("Data", parts, looked.table())
 
 
-def error_sections(structures, predictions, errors, where):
-    """Errors by group and element, parity plots, errors by force, worst frames."""
-    columns = {name: key for name, key in COLUMNS.items() if errors[key] is not None}
-    rows = []
-    groups = {name or "no config_type": found for name, found in errors["groups"].items()}
-    elements = {f"forces on {name}": found for name, found in errors["elements"].items()}
-    for name, found in {"all": errors, **groups, **elements}.items():
-        cells = [found.get(key) for key in columns.values()]
-        cells += [found.get(key.replace("rmse", "mae")) for key in columns.values()]
-        rows.append([name, *cells])
-    heads = "", *(f"{name} (RMSE)" for name in columns), *(f"{name} (MAE)" for name in columns)
-    sections = [Section("Errors", [f"On {where}.", Table(heads, rows)], errors)]
-    images = [
-        image
-        for name, values in parity(structures, predictions).items()
-        for image in figures.parity(name, values)
-    ]
+def error_sections(structures, predictions, found, errors, where):
+    """Errors by group and element, parity plots, errors by force, worst frames.
+
+    Args:
+      found, errors: `parity` and `metrics` of the predictions.
+      where: what the frames are.
+    """
+    columns, rows = error_rows(errors)
+    heads = "", *(f"{name} ({kind})" for kind in ("RMSE", "MAE") for name in columns)
+    cells = [[name, *(pair[kind] for kind in (0, 1) for pair in pairs)] for name, pairs in rows]
+    more = len(cells) - MOST_GROUPS
+    text = f"On {where}." + (
+        f" {more} more kinds of frames are in report.json." if more > 0 else ""
+    )
+    sections = [Section("Errors", [text, Table(heads, cells[:MOST_GROUPS])], errors)]
+    images = [image for name, values in found.items() for image in figures.parity(name, values)]
     text = "Predicted against reference, and the distribution of the errors."
     sections.append(Section("Parity", [Figure(text, images)]))
-    if any(s.forces is not None for s in structures):
-        sections.append(force_section(structures, predictions))
+    if "forces" in found:
+        sections.append(force_section(found["forces"]))
     return [*sections, worst_section(structures, predictions)]
 
 
-def force_section(structures, predictions):
-    """Error of the forces against their size."""
-    labelled = [
-        (s.forces, p.forces) for s, p in zip(structures, predictions) if s.forces is not None
-    ]
-    reference, predicted = (np.concatenate(forces) for forces in zip(*labelled))
+def force_section(found):
+    """Error of the forces against their size.
+
+    Args:
+      found: `Parity` of the forces.
+    """
+    reference, error = found.reference.reshape(-1, 3), MEV * found.errors().reshape(-1, 3)
     size = np.linalg.norm(reference, axis=1)
-    error = MEV * np.linalg.norm(predicted - reference, axis=1)
-    edges = np.unique(np.quantile(size, np.linspace(0, 1, min(11, len(size)))))
-    rows = []
-    for low, high in itertools.pairwise(edges):
-        inside = (size >= low) & (size <= high)
-        rms = np.sqrt((error[inside] ** 2).mean() / 3)
-        relative = rms / (MEV * np.sqrt((size[inside] ** 2).mean() / 3))
+    edges = np.unique(np.quantile(size, np.linspace(0, 1, 11)))
+    if len(edges) < 2:
+        return Section("Errors against force", ["All forces are of one size."])
+    which, rows = np.digitize(size, edges[1:-1]), []
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        inside = which == number
+        rms = np.sqrt((error[inside] ** 2).mean())
+        relative = rms / (MEV * np.sqrt((reference[inside] ** 2).mean()))
         rows.append([float(low), float(high), int(inside.sum()), float(rms), float(relative)])
     heads = "|force| from", "to (eV/Å)", "atoms", "RMSE (meV/Å)", "relative"
-    middle = [(row[0] + row[1]) / 2 for row in rows]
-    images = figures.lines(
-        [
-            {
-                "x": "|force| (eV/Å)",
-                "y": "RMSE of a component (meV/Å)",
-                "curves": {"": (middle, [row[3] for row in rows])},
-            }
-        ]
-    )
+    curve = [(row[0] + row[1]) / 2 for row in rows], [row[3] for row in rows]
+    panel = {"x": "|force| (eV/Å)", "y": "RMSE of a component (meV/Å)", "curves": {"": curve}}
     text = "Error of the forces by the size of the reference, a tenth of the atoms in each bin."
-    return Section(
-        "Errors against force", [Figure(text, images), Table(heads, rows)], {"bins": rows}
-    )
+    parts = [Figure(text, figures.lines([panel])), Table(heads, rows)]
+    return Section("Errors against force", parts, {"bins": rows})
 
 
 def worst_section(structures, predictions):
@@ -204,28 +213,41 @@ def model_sections(potential, train, valid):
     exact = potential.with_dtype("float64")
     small = [s for s in valid if 1 < len(s) <= MOST_ATOMS] or [min(valid, key=len)]
     calm = min(small, key=lambda s: 0.0 if s.forces is None else (s.forces**2).mean())
-    about = {k: v for k, v in card(potential).items() if not k.startswith("training ")}
-    sections = [Section("Model", [pairs(about)], about)]
-    sections += [
-        dimer_section(exact, potential.training.get("closest", {})),
+    sections = [
+        model_section(potential),
+        dimer_section(exact, [*train, *valid], potential.training.get("closest", {})),
         check_section(exact, min(small, key=len)),
         run_section(potential, calm),
     ]
-    if crystal := probes.crystal_of([*train, *valid]):
+    if crystal := probes.crystal_of(potential, [*train, *valid]):
         sections.append(volume_section(potential, crystal, [*train, *valid]))
     facts = probes.speed(potential, max(valid, key=len))
     text = "Energy, forces and stress of the largest validation frame, once compiled, folded."
     return [*sections, Section("Speed on this machine", [text, pairs(facts)], facts)]
 
 
-def dimer_section(exact, closest):
+def model_section(potential):
+    """The model's own settings and energies of single atoms."""
+    facts = {k: v for k, v in card(potential).items() if not k.startswith("training ")}
+    names = [symbol(z) for z in potential.species]
+    rows = [list(row) for row in zip(names, potential.e0, potential.shift, potential.scale)]
+    heads = "element", "E0 (eV)", "shift (eV)", "scale (eV)"
+    return Section("Model", [pairs(facts), Table(heads, rows)], facts | {"species": rows})
+
+
+def dimer_section(exact, structures, closest):
     """Energy of two atoms, and their force around the cutoff.
 
     Args:
       exact: the potential in float64.
+      structures: whose elements are looked at.
       closest: shortest distance in the training data by pair, Å.
     """
-    found = probes.dimers(exact)
+    elements = sorted({int(z) for s in structures for z in s.numbers})
+    kinds = list(itertools.combinations_with_replacement(elements, 2))
+    # Of many the ones that come closest to each other.
+    kinds.sort(key=lambda pair: closest.get("-".join(map(symbol, pair)), np.inf))
+    found = probes.dimers(exact, sorted(kinds[:MOST_PAIRS]))
     wells = [
         {
             "title": name,
@@ -259,7 +281,8 @@ def dimer_section(exact, closest):
     )
     texts = (
         "Two atoms alone, relative to two apart. Dashed: the closest pair in the training data; to "
-        "its left the model extrapolates.",
+        "its left the model extrapolates."
+        + (f" {len(found)} of {len(kinds)} pairs." if len(found) < len(kinds) else ""),
         "Force between two atoms through the cutoff, where it must vanish smoothly.",
     )
     parts = [Figure(texts[0], figures.lines(wells)), Table(heads, rows)]
@@ -301,8 +324,9 @@ def volume_section(potential, crystal, structures):
         if s.pbc.all()
         and s.energy is not None
         and volume[0] <= s.volume / len(s) <= volume[-1]
-        and np.array_equal(np.unique(s.numbers), np.unique(crystal.numbers))
+        and shares(s) == shares(crystal)
     ]
+    alike = figures.thinned(alike, MOST_DOTS)
     dots = [s.volume / len(s) for s in alike], [s.energy / len(s) for s in alike]
     panel = {
         "x": "volume (Å³/atom)",
@@ -313,3 +337,9 @@ def volume_section(potential, crystal, structures):
     data = facts | {"volume_A3_per_atom_scan": volume, "energy_eV_per_atom": energy}
     text = "The periodic frame with the lowest energy per atom, scaled with its atoms in place."
     return Section("Energy and volume", [Figure(text, figures.lines([panel])), pairs(facts)], data)
+
+
+def shares(structure):
+    """The part of each element among the atoms."""
+    kinds, counts = np.unique(structure.numbers, return_counts=True)
+    return {z: n / len(structure) for z, n in zip(kinds.tolist(), counts.tolist())}

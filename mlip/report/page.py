@@ -78,10 +78,28 @@ class Section:
     data: dict = field(default_factory=dict)  # for JSON
 
 
-def write(folder, title, about, key, sections):
+def require_place(folder, kind):
+    """Refuse a folder with a report of another kind, before hours are spent on one.
+
+    Raises:
+      FileExistsError: there is one.
+    """
+    path = Path(folder) / "report.json"
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["kind"]
+    except (ValueError, KeyError, TypeError):
+        found = "file of others"
+    if found != kind:
+        raise FileExistsError(f"{path} is the report of another kind ({found}); give another --out")
+
+
+def write(folder, kind, title, about, key, sections):
     """Write `report.html` and `report.json`.
 
     Args:
+      kind: training, evaluation, simulation or comparison.
       about: a line under the title.
       key: the most important numbers, {text: value}, shown large.
       sections: list of `Section`.
@@ -91,6 +109,7 @@ def write(folder, title, about, key, sections):
         temporary.write_text(to_html(title, about, key, sections), encoding="utf-8")
     table = {
         "schema": SCHEMA,
+        "kind": kind,
         "title": title,
         "about": about,
         "key": key,
@@ -115,6 +134,7 @@ def plain(value):
 
 
 def to_html(title, about, key, sections):
+    """The page as text; see `write`."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -151,7 +171,8 @@ def _table(table):
     for row in table.rows:
         cells = [f'<td class="{_kind(value)}">{html.escape(shown(value))}</td>' for value in row]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    kinds = [_kind(value) for value in table.rows[0]]
+    first = table.rows[0] if table.rows else [""] * len(table.columns)
+    kinds = [_kind(value) for value in first]
     head = "".join(
         f'<th class="{kind}">{html.escape(text)}</th>' for text, kind in zip(table.columns, kinds)
     )
@@ -181,8 +202,14 @@ def pairs(values):
     return Table((), [[str(name), shown(value)] for name, value in values.items()])
 
 
-def provenance(settings, more=None):
-    """The last section of every report: versions, machine, settings, and the command to rerun."""
+def provenance(settings, more, command=None):
+    """The last section of every report: versions, machine, settings, and the command to rerun.
+
+    Args:
+      settings: text of a TOML file.
+      more: facts, {name: value}.
+      command: list of words; that of this process if None.
+    """
     import jax
 
     packages = ("mlip-jax", "jax", "jaxlib", "numpy", "flax", "optax", "ase")
@@ -193,9 +220,9 @@ def provenance(settings, more=None):
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
-        **(more or {}),
+        **more,
     }
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join(command or ["mlip", *sys.argv[1:]])
     return Section(
         "Settings and versions",
         [pairs(facts), "The command:", f"$ {command}", "The settings:", f"$ {settings}"],

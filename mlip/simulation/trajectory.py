@@ -19,6 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.structure import Structure, to_ase
 from mlip.files import append, atomic_write, no_room
+from mlip.units import MEV
 
 REMEDY = "go on with --resume"
 COLUMNS = (
@@ -76,6 +77,25 @@ class Trajectory:
     def column(self, name):
         """A column of the thermodynamic quantities, [n_rows]; see COLUMNS."""
         return np.array([row[COLUMNS.index(name)] for row in self.thermo])
+
+
+def summary(rows, n_atoms):
+    """What rows of COLUMNS come to; None where there are too few.
+
+    Returns:
+      means over the second half (`temperature_K`, `pressure_GPa`, `volume_A3`), and the drift of
+      the conserved quantity over all, `drift_meV_per_atom_per_ps`.
+    """
+    rows = np.array(rows).reshape(-1, len(COLUMNS))
+    half, found = rows[len(rows) // 2 :], {}
+    for name in ("temperature_K", "pressure_GPa", "volume_A3"):
+        found[name] = float(half[:, COLUMNS.index(name)].mean()) if len(rows) else None
+    found["drift_meV_per_atom_per_ps"] = None
+    if len(rows) > 2:
+        times, conserved = (rows[:, COLUMNS.index(name)] for name in ("time_ps", "conserved_eV"))
+        slope = np.polyfit(times, conserved, 1)[0]
+        found["drift_meV_per_atom_per_ps"] = float(MEV * slope / n_atoms)
+    return found
 
 
 class Files:

@@ -76,6 +76,35 @@ def metrics(found):
     return out
 
 
+COLUMNS = {
+    "energy, meV/atom": "energy_rmse_mev_per_atom",
+    "energy, meV/structure": "energy_rmse_mev",
+    "forces, meV/Å": "forces_rmse_mev_per_A",
+    "stress, meV/Å³": "stress_rmse_mev_per_A3",
+}
+
+
+def error_rows(errors):
+    """`metrics` as rows of a table.
+
+    Returns:
+      headings of the columns that have values, and (name, [(RMSE, MAE) of each column]) for all
+      frames, each group and each element; None where there is no value.
+    """
+    columns = {text: key for text, key in COLUMNS.items() if errors[key] is not None}
+    parts = [("all frames", errors)]
+    parts += [(name or "no config_type", found) for name, found in errors["groups"].items()]
+    parts += [(f"forces on {name}", found) for name, found in errors["elements"].items()]
+    rows = [
+        (
+            name,
+            [(found.get(key), found.get(key.replace("rmse", "mae"))) for key in columns.values()],
+        )
+        for name, found in parts
+    ]
+    return list(columns), rows
+
+
 def _errors(found, group=None):
     out = {}
     scales = {

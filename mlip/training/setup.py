@@ -164,9 +164,9 @@ def prepare(config):
         *remarks,
     ]
     training = {
-        "train": _file_card(config.train),
-        "valid": _file_card(config.valid) if _fraction(config.valid) is None else config.valid,
-        "e0": config.e0 if _is_no_file(config.e0) else _file_card(config.e0),
+        "train": file_card(config.train),
+        "valid": file_card(config.valid) if _fraction(config.valid) is None else config.valid,
+        "e0": config.e0 if _is_no_file(config.e0) else file_card(config.e0),
         **({} if config.init is None else _init_card(config)),
         "n_train": len(train),
         "n_valid": len(valid),
@@ -262,10 +262,11 @@ def _is_no_file(e0):
 
 
 def _init_card(config):
-    return {"init": _file_card(config.init), "trainable": config.trainable}
+    return {"init": file_card(config.init), "trainable": config.trainable}
 
 
-def _file_card(path):
+def file_card(path):
+    """Name and sha256 of a file, or of all files of a folder together."""
     path = Path(path)
     digest = hashlib.sha256()
     for file in files_of(path):

@@ -110,7 +110,7 @@ class Sample:
     @functools.cached_property
     def gaps(self):
         """[n, 3] widest empty layer across each lattice vector, Å; infinite without a vector."""
-        return np.array([_gaps(s) for s in self.structures])
+        return np.array([gaps_of(s) for s in self.structures])
 
     @functools.cached_property
     def bulk(self):
@@ -228,7 +228,8 @@ def heights(cell, axes):
     return 1 / np.linalg.norm(np.linalg.inv(complete_cell(cell, axes)), axis=0)
 
 
-def _gaps(structure):
+def gaps_of(structure):
+    """Widest layer without atoms along each lattice vector, [3], Å; infinite where none is."""
     axes = structure.cell.any(axis=1)
     cell = complete_cell(structure.cell, axes)
     if not axes.any() or abs(np.linalg.det(cell)) < 1e-6:
