@@ -114,20 +114,25 @@ COLUMNS = (
 
 
 class Snapshots(threading.Thread):
-    """Copies the best model of a run at every minute."""
+    """Copies the best model of a run at every minute, named after the seconds it has taken."""
 
-    def __init__(self, model, folder):
+    def __init__(self, run):
         super().__init__(daemon=True)
-        self.model, self.folder = Path(model), Path(folder)
-        self.start_time, self.files, self.ended = time.monotonic(), {}, threading.Event()
+        self.model, self.folder = run / "model.safetensors", run / "snapshots"
+        rows = run / "metrics.jsonl"
+        before = json.loads(rows.read_text().splitlines()[-1])["seconds"] if rows.exists() else 0
+        self.begin, self.ended = time.monotonic() - before, threading.Event()
 
     def run(self):
         while not self.ended.wait(60):
-            seconds = time.monotonic() - self.start_time
             if self.model.exists():
-                copy = self.folder / f"{seconds:.0f}.safetensors"
-                shutil.copy(self.model, copy)
-                self.files[seconds] = copy
+                self.folder.mkdir(exist_ok=True)
+                seconds = time.monotonic() - self.begin
+                shutil.copy(self.model, self.folder / f"{seconds:.0f}.safetensors")
+
+    def files(self):
+        """{seconds: file}, in order, those of earlier parts of the run too."""
+        return {int(f.stem): f for f in sorted(self.folder.glob("*"), key=lambda f: int(f.stem))}
 
 
 def machine():
@@ -199,7 +204,7 @@ def train_one(args, seed, run, data):
         keys=keys,
         network=mlip.NetworkConfig(**SIZES[args.size]),
     )
-    snapshots = Snapshots(run / "model.safetensors", Path(tempfile.mkdtemp()))
+    snapshots = Snapshots(run)
     snapshots.start()
     with Screen() as screen:
         potential = mlip.train(config, resume=any((run / "states").glob("*")), show=screen)
@@ -212,10 +217,12 @@ def train_one(args, seed, run, data):
         "frames_validated_on": potential.training["n_valid"],
         "steps": potential.training["steps"],
         "epochs": potential.training["epochs"],
+        "minutes_taken": potential.training["minutes"],
+        "device": potential.training["device"],
         "test": test_errors(run / "model.safetensors", tests, keys),
         "over_time": [
             {"minutes": round(seconds / 60, 2), **test_errors(file, tests, keys)}
-            for seconds, file in sorted(snapshots.files.items())
+            for seconds, file in snapshots.files().items()
         ],
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-SETS = ("acac", "ethanol", "silicon")
+SETS = ("acac", "3bpa", "ethanol", "silicon")
 
 
 def accuracy():
