@@ -399,12 +399,56 @@ MODELS = {
     "selftest": bad("selftest now", "unexpected argument 'now'"),
     "quickstart": bad("quickstart --minutes nan", "max_minutes is nan; it must be positive"),
 }
+USES = {
+    "md absent": bad("md model.safetensors no.xyz", "no.xyz does not exist; check"),
+    "md model": bad("md good.xyz good.xyz", DAMAGED),
+    "md timestep": bad("md model.safetensors good.xyz --timestep -1", "timestep is -1"),
+    "md ensemble": bad("md model.safetensors good.xyz --ensemble nph", "ensemble is 'nph'; choose"),
+    "md temperature": bad("md model.safetensors good.xyz --temperature nan", "temperature"),
+    "md coincident": bad(
+        "md model.safetensors one.xyz", "atoms 0 and 1 are 0 Å apart; remove", one_xyz=h2(0.0)
+    ),
+    "md element": bad(
+        "md model.safetensors one.xyz",
+        "holds He, which this potential was not trained on",
+        one_xyz=h2(0.75).replace("H 0", "He 0"),
+    ),
+    "md resume": bad("md model.safetensors good.xyz --resume --out none", "no simulation"),
+    "md report": bad(
+        "md model.safetensors good.xyz --out runs",
+        "is the report of another kind (training); give another --out",
+        **{"runs/report_json": '{"kind": "training"}'},
+    ),
+    "relax absent": bad("relax model.safetensors no.xyz", "no.xyz does not exist; check"),
+    "relax cell": bad("relax model.safetensors good.xyz --cell cubic", "cell is 'cubic'; choose"),
+    "relax strain": bad("relax model.safetensors good.xyz --strain xx", "strain"),
+    "relax out": bad("relax model.safetensors good.xyz --out out.cif", "out.cif"),
+    "serve port": bad("serve model.safetensors one.xyz --port 99999", "port", one_xyz=h2(0.74)),
+    "serve frames": bad("serve model.safetensors good.xyz --port 31999", "12"),
+    "serve nowhere": bad("serve model.safetensors one.xyz", "no one address", one_xyz=h2(0.74)),
+    "report nothing": bad("report none", "none holds no config.toml; give the folder of a run"),
+    "report file": bad("report good.xyz", "good.xyz holds no config.toml; give the folder"),
+    "compare one": bad("compare none", "there is only one run; name two or more to compare"),
+    "compare none": bad("compare none nothing", "none holds no report.json; give the folder"),
+    "compare broken": bad(
+        "compare runs runs", "is not the report of a training run", **{"runs/report_json": "{"}
+    ),
+    "compare place": bad(
+        "compare a b --out runs", "give another --out", **{"runs/report_json": "[1]"}
+    ),
+    "evaluate place": bad(
+        "evaluate model.safetensors good.xyz --out runs",
+        "is the report of another kind (file of others); give another --out",
+        **{"runs/report_json": "no JSON"},
+    ),
+}
 TABLES = {
     "files": FILES,
     "frames": FRAMES,
     "settings": SETTINGS,
     "training": TRAINING,
     "models": MODELS,
+    "uses": USES,
 }
 CASES = {f"{table} {name}": case for table, cases in TABLES.items() for name, case in cases.items()}
 
