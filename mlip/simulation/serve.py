@@ -39,7 +39,9 @@ def serve(model, structure, unixsocket=None, host=None, port=None, dtype=None, f
     """
     network = host is not None or port is not None
     if network == (unixsocket is not None):
-        raise ValueError("there is no one address of the engine; give either a unixsocket, or host and port")
+        raise ValueError(
+            "there is no one address of the engine; give either a unixsocket, or host and port"
+        )
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"port is {port}; give one between 1 and 65535, as in the engine's input")
     calculator = Calculator(model, dtype, folded=folded)
