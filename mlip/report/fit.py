@@ -42,8 +42,8 @@ def report_training(folder):
     potential = load_model(folder / "model.safetensors")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("train", "valid"):
-        card = potential.training.get(name)
-        if isinstance(card, dict) and card != file_card(getattr(config, name)):
+        then = potential.training.get(name)
+        if isinstance(then, dict) and then != file_card(getattr(config, name)):
             raise ValueError(
                 f"{getattr(config, name)} has changed since the run in {folder} began, so that the "
                 "report would mix frames of both; put it back"
