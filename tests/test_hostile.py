@@ -382,12 +382,20 @@ MODELS = {
         bad_xyz=frames("H 0 0 0 ", "He 0 0 0 "),
     ),
     "evaluate dtype": bad("evaluate model.safetensors good.xyz --dtype half", "choose one of"),
-    "init species": bad("init --species H,Qq", "'Qq' is no chemical element; write"),
-    "init nothing": bad("init --species=", "'' is no chemical element; write"),
-    "init channels": bad("init --species H --channels 99999", "channels is 99999; it must lie"),
-    "init neighbours": bad("init --species H --average-neighbors nan", "average_neighbors is nan"),
-    "init seed": bad("init --species H --seed -1", "seed is -1; it must be zero or positive"),
-    "init dtype": bad("init --species H --dtype float8", "choose one of float32, float64"),
+    "init species": bad("init --out new --species H,Qq", "'Qq' is no chemical element; write"),
+    "init nothing": bad("init --out new --species=", "'' is no chemical element; write"),
+    "init channels": bad(
+        "init --out new --species H --channels 99999", "channels is 99999; it must lie"
+    ),
+    "init neighbours": bad(
+        "init --out new --species H --average-neighbors nan", "average_neighbors is nan"
+    ),
+    "init seed": bad(
+        "init --out new --species H --seed -1", "seed is -1; it must be zero or positive"
+    ),
+    "init dtype": bad(
+        "init --out new --species H --dtype float8", "choose one of float32, float64"
+    ),
     "init exists": bad(
         "init --species H --out model.safetensors", "exists already; give another name"
     ),

@@ -45,7 +45,11 @@ def network(task):
         avg_num_neighbors=task["average_neighbors"],
         avg_r_min_angstrom=1.0,
     )
-    config = Mace.Config(
+    return ForceField.from_mlip_network(Mace(network_config(settings), info), seed=0)
+
+
+def network_config(settings):
+    return Mace.Config(
         num_layers=settings["layers"],
         num_channels=settings["channels"],
         l_max=settings["l_max"],
@@ -56,7 +60,6 @@ def network(task):
         radial_mlp_hidden=settings["radial_widths"],
         residual_connection_first_layer=True,
     )
-    return ForceField.from_mlip_network(Mace(config, info), seed=0)
 
 
 def batch_of(frames, force_field):
