@@ -14,6 +14,7 @@ are trained at a time, each on one. Prints a table and writes a JSON row and a f
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -103,12 +104,14 @@ def instadeep(task, folder, peers):
 CODES = {"ours": ours, "mace-torch": mace, "InstaDeep mlip": instadeep}
 
 
-def follow(command, path, error_of, folder, minutes, core):
+def follow(command, path, error_of, folder, minutes, core, own):
     """Errors over time, [[minutes, meV/Å]], of a process that writes lines of JSON to a file."""
     found, seen, begin = [], 0, time.monotonic()
     with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
         words = ["taskset", "-c", str(core), *command]
-        process = subprocess.Popen(words, stdout=out, stderr=err, cwd=folder)
+        # Of two packages named mlip each must find its own.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or own}
+        process = subprocess.Popen(words, stdout=out, stderr=err, cwd=folder, env=environment)
         try:
             while time.monotonic() - begin < 60 * minutes + 5 and process.poll() is None:
                 time.sleep(0.2)
@@ -145,7 +148,7 @@ def main():
             "train": str(chosen["train"][0]),
             "valid": str(folder / "valid.xyz"),
             "network": bench.NETWORK | {"cutoff": bench.CUTOFF},
-            "e0": {int(a.numbers[0]): a.get_potential_energy() for a in singles},
+            "e0": {int(a.numbers[0]): float(a.get_potential_energy()) for a in singles},
             "batch_size": options.batch_size,
             "minutes": options.minutes,
             "seed": options.seed,
@@ -160,7 +163,9 @@ def main():
             place.mkdir()
             try:
                 command, path, error_of = CODES[name](task, place, options.peers)
-                rows[name] = follow(command, path, error_of, place, options.minutes, core)
+                rows[name] = follow(
+                    command, path, error_of, place, options.minutes, core, name == "ours"
+                )
             except (OSError, RuntimeError) as reason:
                 with printing:
                     print(f"{name} is missing: {reason}")

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import errno
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,9 @@ REMEDIES = {
 def main(arguments=None):
     """Run one command; returns the exit status, 2 for input that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Before jax starts: XLA takes its own flags in a kept program for those of a foreign processor,
+    # and warns of crashes.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = build_parser(next((word for word in arguments if word in COMMANDS), None))
     known, unknown = parser.parse_known_args(arguments)
     if unknown:

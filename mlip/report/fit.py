@@ -228,11 +228,16 @@ def model_sections(potential, train, valid):
 
 def model_section(potential):
     """The model's own settings and energies of single atoms."""
-    facts = {k: v for k, v in card(potential).items() if not k.startswith("training ")}
-    names = [symbol(z) for z in potential.species]
-    rows = [list(row) for row in zip(names, potential.e0, potential.shift, potential.scale)]
     heads = "element", "E0 (eV)", "shift (eV)", "scale (eV)"
-    return Section("Model", [pairs(facts), Table(heads, rows)], facts | {"species": rows})
+    facts = {
+        name: value
+        for name, value in card(potential).items()
+        if name not in heads and not name.startswith("training ")
+    }
+    values = np.stack([potential.e0, potential.shift, potential.scale], axis=1)
+    names = [symbol(z) for z in potential.species]
+    rows = [[name, *(f"{v:.4f}" for v in row)] for name, row in zip(names, values)]
+    return Section("Model", [pairs(facts), Table(heads, rows)], facts | {"energies_eV": rows})
 
 
 def dimer_section(exact, structures, closest):

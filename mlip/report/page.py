@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -182,8 +183,9 @@ def _table(table):
 
 
 def _kind(value):
-    grade = value if value in ("error", "warning") else ""
-    return f"text {grade}".strip() if isinstance(value, str) else "number"
+    if not isinstance(value, str) or re.fullmatch(r"-?\d+\.\d+", value):
+        return "number"
+    return f"text {value}" if value in ("error", "warning") else "text"
 
 
 def shown(value):
