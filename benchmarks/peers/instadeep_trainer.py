@@ -40,7 +40,7 @@ def main(task):
 
     def report(category, metrics, epoch):
         if category == LogCategory.EVAL_METRICS:
-            forces = next(v for k, v in metrics.items() if k.endswith("mse_forces"))
+            forces = next(v for k, v in metrics.items() if k.endswith("mse_f"))
             print(json.dumps({"epoch": epoch, "rmse": math.sqrt(float(forces))}), flush=True)
 
     handler = TrainingIOHandler()
