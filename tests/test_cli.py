@@ -67,8 +67,10 @@ def test_evaluate_prints_and_writes_stable_keys_and_plots(trained, tmp_path):
         tmp_path / "errors.json",
         "--plots",
         tmp_path / "plots",
+        cwd=tmp_path,
     )
     assert "vacancy" in output
+    assert (tmp_path / "evaluation" / "report.html").exists()
     errors = json.loads((tmp_path / "errors.json").read_text())
     for key in (
         "energy_rmse_mev_per_atom",

@@ -108,6 +108,7 @@ def compiled_dynamics(potential, n_steps=100):
         from ase import units
 
         from mlip.simulation.dynamics import Simulation
+        from mlip.simulation.engine import empty_table
         from mlip.simulation.setup import DynamicsConfig, Start
 
         atoms = frames[0].copy()
@@ -125,7 +126,10 @@ def compiled_dynamics(potential, n_steps=100):
 
         def call():
             with jax.enable_x64(True):
-                simulation.flight = flight
+                # A call before may have made room, which the table of the start lacks.
+                shape, dtype = simulation.setting.systems.real.shape, flight.state.cell.dtype
+                table = empty_table(simulation.engine.room, shape, dtype)
+                simulation.flight = replace(flight, table=table)
                 while int(simulation.flight.state.step) < n_steps:
                     simulation.advance(n_steps)
                     if simulation.flight.stopped.any():
