@@ -1,6 +1,7 @@
 """Training: the right gradient, learning, resuming bit for bit, stopping with a reason."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from mlip.data.structure import to_ase
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import energies_and_pull, forces_and_stress, untrained
 from mlip.quickstart import data_file
+from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates
 from mlip.training.loop import train
 from mlip.training.loss import LossConfig, batch_loss, loss_and_gradient
@@ -255,6 +257,15 @@ def test_training_stops_early_and_within_its_minutes(tmp_path):
     train(config)
     assert time.monotonic() - start < 90
     assert rows_of(config.out)[-1]["learning_rate"] < 1e-3
+
+
+def test_the_running_average_soon_forgets_the_random_start():
+    config, average = OptimizerConfig(ema=0.995), 1.0
+    for step in range(90):  # towards parameters that are zero
+        average = optimizer.apply(0.0, 0.0, average, 0.1, config.renewal(step))[1]
+    # The product of (1 + n) / (10 + n) for n = 1 ... 90, where a fixed 0.995 leaves 0.64.
+    np.testing.assert_allclose(average, 10 / math.comb(100, 9), rtol=1e-5)
+    assert config.renewal(10_000) == pytest.approx(0.005)
 
 
 def test_a_loss_that_is_not_finite_names_the_frame(tmp_path):

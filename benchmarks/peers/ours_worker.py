@@ -83,7 +83,7 @@ def training(potential):
             copies = [jax.tree.map(jax.numpy.copy, parameters) for _ in range(3)]
             moments = optimizer.build(config.optimizer).init(parameters)
         state = TrainState(copies[0], moments, copies[1], copies[2])
-        rates = (0.001, config.loss.weights(0.0))
+        rates = (0.001, config.optimizer.renewal(0), config.loss.weights(0.0))
 
         def call():
             nonlocal state

@@ -57,12 +57,13 @@ def train_step(network, loss_config, optimizer_config, state, weights, graph, la
 
     Args:
       weights: the potential's `Weights`; those of its parameters that move are in the state.
-      rates: (learning rate, (weights of energy, forces, stress)).
+      rates: (learning rate, share of the new parameters in the running average, (weights of
+        energy, forces, stress)).
 
     Returns:
       the next state, and (loss, (share of each structure, error sums)).
     """
-    learning_rate, loss_weights = rates
+    learning_rate, renewal, loss_weights = rates
     weights = replace(weights, parameters=weights.parameters | state.parameters)
     gradient, report = loss_and_gradient(
         network, loss_config, loss_weights, weights, graph, labels, names=tuple(state.parameters)
@@ -70,7 +71,7 @@ def train_step(network, loss_config, optimizer_config, state, weights, graph, la
     transformation = optimizer.build(optimizer_config)
     updates, moments = transformation.update(gradient, state.optimizer, state.parameters)
     parameters, average = optimizer.apply(
-        optimizer_config, updates, state.parameters, state.average, learning_rate
+        updates, state.parameters, state.average, learning_rate, renewal
     )
     # A finite loss may have an infinite gradient; both stop the run.
     finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]))
@@ -244,8 +245,11 @@ class Run:
         config, progress = self.config, self.progress
         fraction = self.fraction(n_batches)
         graph, labels = self.frames.batch(indices)
-        rate = config.optimizer.rate(progress.step, fraction)
-        rates = (rate, config.loss.weights(fraction))
+        rates = (
+            config.optimizer.rate(progress.step, fraction),
+            config.optimizer.renewal(progress.step),
+            config.loss.weights(fraction),
+        )
         network = self.potential.network
         self.state, (loss, (shares, sums)) = train_step(
             network,

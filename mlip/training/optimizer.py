@@ -54,6 +54,13 @@ class OptimizerConfig:
         span = self.learning_rate - self.final_learning_rate
         return warm * (self.final_learning_rate + span * left)
 
+    def renewal(self, step):
+        """Share of the new parameters in the running average: large at first, then 1 - ema.
+
+        So the random start is soon forgotten. Source: `tf.train.ExponentialMovingAverage`.
+        """
+        return 1 - min(self.ema, (2 + step) / (11 + step))
+
 
 def build(config):
     """The `optax` transformation of a config, for a learning rate of 1."""
@@ -65,8 +72,8 @@ def build(config):
     return optax.chain(*parts)
 
 
-def apply(config, updates, parameters, average, learning_rate):
+def apply(updates, parameters, average, learning_rate, renewal):
     """Parameters moved against the updates, and their running average."""
     updates = optax.tree.scale(-learning_rate, updates)
     parameters = optax.apply_updates(parameters, updates)
-    return parameters, optax.incremental_update(parameters, average, 1 - config.ema)
+    return parameters, optax.incremental_update(parameters, average, renewal)
