@@ -1,7 +1,7 @@
 """One large system over several devices: every device takes its share of the atoms.
 
-Features of neighbours, and the derivatives that go back to them, are gathered from all devices
-once a layer; all else stays where the atoms are.
+Once a layer the features of neighbours are gathered from all devices, and the derivatives that go
+back to them summed over all; all else stays where the atoms are.
 """
 
 import functools
@@ -39,7 +39,7 @@ def evaluate_spread(network, devices, weights, graph):
         species=atoms,
         structure=atoms,
         neighbors=atoms,
-        reverse=atoms,
+        reverse=everywhere,  # see `collect_slots`
         displacement=atoms,
         volume=everywhere,
         n_atoms=everywhere,

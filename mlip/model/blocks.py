@@ -72,28 +72,34 @@ def from_all_devices(rows, axis):
 
 
 def collect_slots(slots, reverse, weight=None, block=None, axis=None):
-    """For every atom the sum of `slots` [n_atoms, max_neighbors, ...] in which it is the sender.
+    """For every atom the sum of `slots` [n_rows, max_neighbors, ...] in which it is the sender.
 
     A gather through the opposite edges, since a scatter is slow. Slots may hold the first rows of
-    the atoms only; what the other rows would give counts as zero.
+    the atoms only; what the other rows would give counts as zero. Of atoms that are spread over
+    devices each has the slots of its own and sums what is there; sums are smaller than slots to
+    exchange.
 
     Args:
-      weight: of every atom's row of slots, [n_atoms]; 1 if None.
+      reverse: of all atoms, on whichever device.
+      weight: of every atom's row of slots, [n_rows]; 1 if None.
     """
-    fewer = axis is None and len(slots) < len(reverse)
-    width = slots.shape[1]
-    slots = from_all_devices(slots, axis)
+    n_rows, width = slots.shape[:2]
     slots = slots.reshape(-1, *slots.shape[2:])
-    weight = None if weight is None else from_all_devices(weight, axis)
+    partial = n_rows < len(reverse)
+    first = 0 if axis is None else jax.lax.axis_index(axis) * (n_rows * width)
 
     def collect(index):
-        rows = slots.at[index].get(mode="fill", fill_value=0) if fewer else slots[index]
+        if partial:  # a slot before the first becomes one far beyond the last
+            index = (index - first).astype(jnp.uint32)
         if weight is None:
+            rows = slots.at[index].get(mode="fill", fill_value=0) if partial else slots[index]
             return rows.sum(axis=1)
+        factor = weight.at[index // width].get(mode="fill", fill_value=0)
         # A product, since XLA would fuse a weighted sum with the gather and lose its stride.
-        return jnp.einsum("nk,nk...->n...", weight[index // width], rows)
+        return jnp.einsum("nk,nk...->n...", factor, slots.at[index].get(mode="clip"))
 
-    return map_blocks(collect, block, reverse)
+    sums = map_blocks(collect, block, reverse)
+    return sums if axis is None else jax.lax.psum_scatter(sums, axis, tiled=True)
 
 
 def gather_senders(features, graph, axis=None):
