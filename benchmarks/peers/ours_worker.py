@@ -78,7 +78,7 @@ def training(potential):
         tables = [build_table(s, potential.config.cutoff) for s in structures]
         with potential.precision():
             data = Frames(structures, tables, potential, config)
-            batch = jax.device_put(data.batch(range(len(frames))))
+            batch = jax.device_put(data.batch(data.batches(range(len(frames)))[0]))
             parameters = potential.weights.parameters
             copies = [jax.tree.map(jax.numpy.copy, parameters) for _ in range(3)]
             moments = optimizer.build(config.optimizer).init(parameters)
@@ -87,7 +87,7 @@ def training(potential):
 
         def call():
             nonlocal state
-            settings = (potential.network, config.loss, config.optimizer)
+            settings = (potential.network, config.loss, config.optimizer, data.devices)
             with potential.precision():
                 state, report = train_step(*settings, state, potential.weights, *batch, rates)
                 jax.block_until_ready(state)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlip import config as settings
 from mlip.files import atomic_write
@@ -20,9 +21,12 @@ from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, load_model, save_model
 from mlip.training.finetune import adopt_network, names_that_move
-from mlip.training.loss import batch_loss, loss_and_gradient
+from mlip.training.loss import batch_loss, from_all, loss_and_gradient
 from mlip.training.setup import check_folder, prepare
 from mlip.units import MEV
+
+AXIS = "parts"  # of a batch, over devices
+SAME, PART = PartitionSpec(), PartitionSpec(AXIS)
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +47,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0  # batches of this epoch that are done
     step: int = 0
+    parts: int = 1  # of a batch, one for each device
     seconds: float = 0.0
     sums: dict = field(default_factory=dict)  # of this epoch so far
     best_loss: float | None = None
@@ -51,11 +56,28 @@ class Progress:
     data: str = ""  # names and sha256 of the training, validation and E0 files
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def train_step(network, loss_config, optimizer_config, state, weights, graph, labels, rates):
+def shared(function, devices, out_specs):
+    """`function(weights, graph, labels, *others)` of a batch whose parts devices take side by side.
+
+    Args:
+      devices: one for each part; None where all is one part.
+      out_specs: which results are those of a part, and which are the same everywhere.
+    """
+    if devices is None:
+        return function
+    specs = SAME, PART, PART, SAME
+    mesh = Mesh(devices, AXIS)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
+def train_step(
+    network, loss_config, optimizer_config, devices, state, weights, graph, labels, rates
+):
     """One step on one batch.
 
     Args:
+      devices: that share the batch, see `shared`.
       weights: the potential's `Weights`; those of its parameters that move are in the state.
       rates: (learning rate, share of the new parameters in the running average, (weights of
         energy, forces, stress)).
@@ -65,9 +87,14 @@ def train_step(network, loss_config, optimizer_config, state, weights, graph, la
     """
     learning_rate, renewal, loss_weights = rates
     weights = replace(weights, parameters=weights.parameters | state.parameters)
-    gradient, report = loss_and_gradient(
-        network, loss_config, loss_weights, weights, graph, labels, names=tuple(state.parameters)
-    )
+
+    def of_part(weights, graph, labels, loss_weights):
+        names, axis = tuple(state.parameters), None if devices is None else AXIS
+        arguments = network, loss_config, loss_weights, weights, graph, labels, names, axis
+        return loss_and_gradient(*arguments)
+
+    outputs = SAME, (SAME, (PART, SAME))
+    gradient, report = shared(of_part, devices, outputs)(weights, graph, labels, loss_weights)
     transformation = optimizer.build(optimizer_config)
     updates, moments = transformation.update(gradient, state.optimizer, state.parameters)
     parameters, average = optimizer.apply(
@@ -80,25 +107,33 @@ def train_step(network, loss_config, optimizer_config, state, weights, graph, la
     return TrainState(parameters, moments, average, state.best), report
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def error_sums(network, loss_config, weights, graph, labels):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def error_sums(network, loss_config, devices, weights, graph, labels):
     """Sums of squared errors of a batch, and their counts."""
-    energies, pull = energies_and_pull(network, weights, graph)
-    forces, stress = forces_and_stress(graph, pull)
-    ones = (1.0, 1.0, 1.0)
-    return batch_loss(loss_config, ones, graph, labels, energies, forces, stress)[1][1]
+
+    def of_part(weights, graph, labels, loss_weights):
+        energies, pull = energies_and_pull(network, weights, graph)
+        forces, stress = forces_and_stress(graph, pull)
+        _, (_, sums) = batch_loss(
+            loss_config, loss_weights, graph, labels, energies, forces, stress
+        )
+        return from_all(sums, None if devices is None else AXIS)
+
+    return shared(of_part, devices, SAME)(weights, graph, labels, (1.0, 1.0, 1.0))
 
 
 def train(config, resume=False, show=None):
     """Train a potential; the folder `config.out` then holds it with all that is known of the run.
+
+    The devices of the process share every batch, at most as many as it has frames.
 
     `model.safetensors` (best weights by validation), `metrics.jsonl` (a line an epoch),
     `config.toml`, and `states/` to resume from. Ctrl-C and SIGTERM save the state first.
 
     Args:
       config: a `TrainConfig`.
-      resume: go on from the latest state in `config.out`, bit for bit as if never stopped (with a
-        limit in epochs; one in minutes goes on with the time that is left).
+      resume: go on from the latest state in `config.out`, on as many devices bit for bit as if
+        never stopped (with a limit in epochs; one in minutes goes on with the time that is left).
       show: an object with `line(text)` and `update(progress, fraction, row)` that shows what
         happens.
 
@@ -165,11 +200,18 @@ class Run:
         parameters = {name: potential.weights.parameters[name] for name in moving}
         copies = [jax.tree.map(jnp.copy, parameters) for _ in range(3)]
         moments = optimizer.build(config.optimizer).init(parameters)
-        self.state = TrainState(copies[0], moments, copies[1], copies[2])
+        self.devices = frames.devices
+        self.state = self.everywhere(TrainState(copies[0], moments, copies[1], copies[2]))
         sources = {key: potential.training.get(key) for key in ("train", "valid", "e0", "init")}
         sources = {key: value for key, value in sources.items() if value is not None}
-        self.progress = Progress(data=json.dumps(sources, sort_keys=True))
+        self.progress = Progress(data=json.dumps(sources, sort_keys=True), parts=frames.n_parts)
         self.saved = time.monotonic()
+
+    def everywhere(self, state):
+        """The state on all devices that share the batches."""
+        if self.devices is None:
+            return state
+        return jax.device_put(state, NamedSharding(Mesh(self.devices, AXIS), SAME))
 
     def restore(self):
         restored = self.states.restore(self.state)
@@ -178,13 +220,19 @@ class Run:
                 f"{self.out} holds no state that was written whole; start again "
                 "without --resume in another folder"
             )
-        self.state, progress = restored
+        self.state, progress = self.everywhere(restored[0]), restored[1]
         if progress["data"] != self.progress.data:
             raise ValueError(
                 f"cannot resume {self.out}: the data is not what it was when the run started (now "
                 f"{self.progress.data}, then {progress['data']}); put it back, or start a new run"
             )
-        self.progress = Progress(**progress)
+        parts, self.progress = self.frames.n_parts, Progress(**progress)
+        if self.progress.parts != parts:  # other frames together
+            self.show.line(
+                f"batches were shared by {self.progress.parts} devices and now are by {parts}; the "
+                "epoch begins anew"
+            )
+            self.progress = replace(self.progress, parts=parts, batch=0, sums={})
         self.before = self.progress.seconds
         path = self.out / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -232,8 +280,8 @@ class Run:
             len(self.frames.structures)
         )
         batches = self.frames.batches(order)
-        for indices in batches[self.progress.batch :]:
-            self.step(indices, len(batches))
+        for parts in batches[self.progress.batch :]:
+            self.step(parts, len(batches))
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 self.save()
             check()
@@ -241,10 +289,10 @@ class Run:
                 break
         self.validate(self.fraction(len(batches)))
 
-    def step(self, indices, n_batches):
+    def step(self, parts, n_batches):
         config, progress = self.config, self.progress
         fraction = self.fraction(n_batches)
-        graph, labels = self.frames.batch(indices)
+        graph, labels = self.frames.batch(parts)
         rates = (
             config.optimizer.rate(progress.step, fraction),
             config.optimizer.renewal(progress.step),
@@ -255,6 +303,7 @@ class Run:
             network,
             config.loss,
             config.optimizer,
+            self.devices,
             self.state,
             self.potential.weights,
             graph,
@@ -262,19 +311,21 @@ class Run:
             rates,
         )
         if not np.isfinite(loss):
-            self.refuse(indices, np.asarray(shares))
+            self.refuse(parts, np.asarray(shares))
         total = {k: progress.sums.get(k, 0.0) + float(v) for k, v in sums.items()}
         self.progress = replace(
             progress, batch=progress.batch + 1, step=progress.step + 1, sums=total
         )
         self.show.update(self.progress, fraction, None)
 
-    def refuse(self, indices, shares):
+    def refuse(self, parts, shares):
+        rows = shares.reshape(self.frames.n_parts, -1)  # of a part its frames, then padding
         bad = [
             self.frames.structures[i].name
-            for i, share in zip(indices, shares)
+            for indices, row in zip(parts, rows)
+            for i, share in zip(indices, row)
             if not np.isfinite(share)
-        ] or [self.frames.structures[i].name for i in indices]
+        ] or [self.frames.structures[i].name for indices in parts for i in indices]
         raise FloatingPointError(
             f"the loss or its gradient is not finite at step {self.progress.step} "
             f"in {', '.join(bad)}; look at its "
@@ -326,7 +377,9 @@ class Run:
         weights, totals = self.potential.weights, {}
         weights = replace(weights, parameters=weights.parameters | self.state.average)
         for graph, labels in self.valid:
-            sums = error_sums(self.potential.network, self.config.loss, weights, graph, labels)
+            sums = error_sums(
+                self.potential.network, self.config.loss, self.devices, weights, graph, labels
+            )
             totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
         return _mean_squares(totals)
 

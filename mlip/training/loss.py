@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from mlip.model.potential import atom_energies, energies_and_pull, forces_and_stress, per_structure
 
@@ -47,12 +48,13 @@ class LossConfig:
         return energy, self.forces_weight, self.stress_weight
 
 
-def batch_loss(config, weights, graph, labels, energies, forces, stress):
+def batch_loss(config, weights, graph, labels, energies, forces, stress, axis=None):
     """Loss of a batch and of each structure in it.
 
     Args:
       weights: of energy, forces and stress.
       energies: of the atoms without baseline, [n_atoms], eV.
+      axis: of the devices that share the batch, each of which gives its part of the loss.
 
     Returns:
       loss, and (its share by structure [n_structures], sums of squared errors and their counts).
@@ -61,9 +63,8 @@ def batch_loss(config, weights, graph, labels, energies, forces, stress):
     energy_error = (per_structure(graph, energies) - labels.energy) / n_atoms
     forces_error = forces - labels.forces
     stress_error = stress - labels.stress
-    n_frames = jnp.maximum(labels.energy_weight.sum(), 1)
-    n_forces = jnp.maximum(labels.forces_weight.sum(), 1)
-    n_stress = jnp.maximum(labels.stress_weight.sum(), 1)
+    n_labels = labels.energy_weight.sum(), labels.forces_weight.sum(), labels.stress_weight.sum()
+    n_frames, n_forces, n_stress = (jnp.maximum(n, 1) for n in from_all(n_labels, axis))
 
     forces_loss = _penalty(config, forces_error).mean(axis=1) * labels.forces_weight
     shares = weights[0] * _penalty(config, energy_error) * labels.energy_weight / n_frames
@@ -82,6 +83,14 @@ def batch_loss(config, weights, graph, labels, energies, forces, stress):
     return shares.sum(), (shares, sums)
 
 
+def from_all(values, axis):
+    """Sums of the values over the devices along an axis."""
+    if axis is None:
+        return values
+    flat, restore = ravel_pytree(values)  # one exchange for all
+    return restore(jax.lax.psum(flat, axis))
+
+
 def _penalty(config, error):
     if config.loss == "mse":
         return error**2
@@ -90,12 +99,16 @@ def _penalty(config, error):
     return jnp.where(size < delta, error**2, delta * (2 * size - delta))
 
 
-def loss_and_gradient(network, config, loss_weights, weights, graph, labels, names=None):
+def loss_and_gradient(network, config, loss_weights, weights, graph, labels, names=None, axis=None):
     """Loss of a batch and its gradient by the network's parameters, or those of some names.
 
     With v the derivative of the loss by the edges' pull, the gradient of the forces' and stress'
     share is that of the energy's derivative along v: one forward-mode derivative inside one
     reverse pass, where the usual way takes a reverse pass of a reverse pass.
+
+    Args:
+      axis: of the devices that share the batch; all give the same, but for the shares of the
+        structures, which are those of their own.
 
     Returns:
       gradient (as `weights.parameters`, of the names only), and what `batch_loss` returns.
@@ -104,9 +117,9 @@ def loss_and_gradient(network, config, loss_weights, weights, graph, labels, nam
 
     def of_outputs(energies, pull):
         forces, stress = forces_and_stress(graph, pull)
-        return batch_loss(config, loss_weights, graph, labels, energies, forces, stress)
+        return batch_loss(config, loss_weights, graph, labels, energies, forces, stress, axis)
 
-    loss, pullback, aux = jax.vjp(of_outputs, energies, pull, has_aux=True)
+    loss, pullback, (shares, sums) = jax.vjp(of_outputs, energies, pull, has_aux=True)
     by_energies, by_pull = pullback(jnp.ones_like(loss))
 
     def along(parameters):
@@ -119,4 +132,5 @@ def loss_and_gradient(network, config, loss_weights, weights, graph, labels, nam
         return jnp.vdot(by_energies, energies) + derivative.sum()
 
     moving = {name: weights.parameters[name] for name in names or weights.parameters}
-    return jax.grad(along)(moving), (loss, aux)
+    gradient, loss, sums = from_all((jax.grad(along)(moving), loss, sums), axis)
+    return gradient, (loss, (shares, sums))

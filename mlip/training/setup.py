@@ -309,7 +309,10 @@ def _report(potential, e0, neighbors):
 
 
 class Frames:
-    """Structures of a data set with their neighbour tables, ready to be padded into batches."""
+    """Structures of a data set with their neighbour tables, ready to be padded into batches.
+
+    A batch has a part for each device that shares it.
+    """
 
     def __init__(self, structures, tables, potential, config):
         self.structures, self.tables = structures, tables
@@ -317,16 +320,34 @@ class Frames:
         self.kinds = [potential.species_of(s) for s in structures]
         self.baselines = [potential.baseline(s) for s in structures]
         self.sizes = [table.size() for table in tables]
-        self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
+        devices = jax.local_devices()[: config.batch_size]
+        self.n_parts = len(devices)
+        self.devices = tuple(devices) if self.n_parts > 1 else None
+        frames_in_part = -(-config.batch_size // self.n_parts)
+        self.ladder = plan_ladder(self.sizes, frames_in_part, config.max_atoms)
 
     def batches(self, order):
-        """Lists of indices into the structures."""
-        return self.ladder.pack(self.sizes, order)
+        """Batches, lists of parts, which are lists of indices into the structures."""
+        parts = self.ladder.pack(self.sizes, order)
+        return [parts[i : i + self.n_parts] for i in range(0, len(parts), self.n_parts)]
 
-    def batch(self, indices):
-        """`Graph` and `Labels` of one batch."""
-        atoms, widths = zip(*(self.sizes[i] for i in indices))
-        shape = self.ladder.shape(sum(atoms), max(widths))
+    def batch(self, parts):
+        """`Graph` and `Labels` of one batch: those of its parts, one after another.
+
+        Parts have one shape; where there are too few, the last ones are empty.
+        """
+        sizes = [[self.sizes[i] for i in indices] for indices in parts]
+        shape = self.ladder.shape(
+            max(sum(atoms for atoms, _ in part) for part in sizes),
+            max(width for part in sizes for _, width in part),
+        )
+        empty = [[]] * (self.n_parts - len(parts))
+        made = [self.part(indices, shape) for indices in [*parts, *empty]]
+        return (
+            made[0] if len(made) == 1 else jax.tree.map(lambda *rows: np.concatenate(rows), *made)
+        )
+
+    def part(self, indices, shape):
         frames = [(self.kinds[i], self.structures[i], self.tables[i]) for i in indices]
         labels = pad_labels(
             [self.structures[i] for i in indices],

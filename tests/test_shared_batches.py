@@ -1,0 +1,103 @@
+"""Devices that share the batches of a training give what one device gives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+
+from mlip.quickstart import data_file
+from mlip.training.checkpoint import load_model
+
+CONFIG = """
+train = "train.xyz"
+batch_size = 4
+max_epochs = 12
+dtype = "float64"
+checkpoint_seconds = 0.5
+[network]
+channels = 4
+l_max = 1
+correlation = 2
+radial_widths = [8]
+cutoff = 3.0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    # 21 frames to train on: the last batch lacks three.
+    frames = ase.io.read(data_file("ethanol_train.xyz"), ":24")
+    ase.io.write(folder / "train.xyz", frames)
+    atoms = data_file("ethanol_isolated_atoms.xyz")
+    (folder / "config.toml").write_text(f'e0 = "{atoms}"\n{CONFIG}')
+    return folder
+
+
+def start(folder, devices, out, *more):
+    flags = os.environ.get("XLA_FLAGS", "")
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlip.cli", "train", "config.toml", "--out", out, *more],
+        env=os.environ
+        | {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip()},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    finish(start(folder, 1, "alone"))
+    return load_model(folder / "alone" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    finish(start(folder, 4, "together"))
+    return load_model(folder / "together" / "model.safetensors")
+
+
+def test_four_devices_train_as_one(alone, together):
+    assert together.training["steps"] == alone.training["steps"] == 12 * 6
+    for name, value in alone.parameters.items():
+        np.testing.assert_allclose(together.parameters[name], value, rtol=0, atol=1e-8)
+
+
+def test_a_shared_training_that_was_stopped_goes_on_bit_for_bit(folder, together):
+    process = start(folder, 4, "stopped")
+    rows = Path(folder / "stopped" / "metrics.jsonl")
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM
+    finish(start(folder, 4, "stopped", "--resume"))
+    found = load_model(folder / "stopped" / "model.safetensors")
+    for name, value in together.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], value)
+
+
+def test_another_number_of_devices_goes_on_from_the_start_of_the_epoch(folder):
+    process = start(folder, 4, "moved")
+    rows = Path(folder / "moved" / "metrics.jsonl")
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=600)
+    output = finish(start(folder, 2, "moved", "--resume"))
+    assert "shared by 4 devices and now are by 2; the epoch begins anew" in output
+    assert load_model(folder / "moved" / "model.safetensors").training["epochs"] == 12
