@@ -73,7 +73,22 @@ The package reads downwards; a module imports only from those above it.
         dynamics.py        report of a simulation
         compare.py         training runs side by side
     quickstart.py          the whole job on the data inside the package
-    cli.py                 the command line
+    commands/              flags and calls of each command
+        overwriting.py     what becomes of files that exist
+        train.py           mlip train
+        check.py           mlip check
+        evaluate.py        mlip evaluate
+        report.py          mlip report
+        compare.py         mlip compare
+        md.py              mlip md
+        relax.py           mlip relax
+        info.py            mlip info
+        init.py            mlip init
+        serve.py           mlip serve
+        import_mace.py     mlip import-mace
+        selftest.py        mlip selftest
+        quickstart.py      mlip quickstart
+    cli.py                 the command line: which command, and how errors are told
 """
 
 import importlib

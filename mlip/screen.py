@@ -72,6 +72,7 @@ class DynamicsScreen:
         self.config = config
         self.console = Console(highlight=False, markup=False)
         self.begin, self.last = None, 0.0
+        self.trajectories = []  # as they were last seen
 
     def __enter__(self):
         self.bar = Progress(
@@ -93,6 +94,7 @@ class DynamicsScreen:
 
     def update(self, step, trajectories):
         """Called with the step reached and the `Trajectory` of every system."""
+        self.trajectories = trajectories
         now, total = time.monotonic(), self.config.steps
         if self.task is None:  # what came before was mostly compilation
             self.task = self.bar.add_task("", total=total, speed="")

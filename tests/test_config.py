@@ -21,7 +21,7 @@ def test_a_toml_file_and_the_same_flags_give_the_same_settings(tmp_path):
         'train = "a.xyz"\nvalid = 0.2\nmax_minutes = 5\n[network]\nchannels = 32\nzbl = true\n'
         "radial_widths = [16, 16]\n[optimizer]\nlearning_rate = 1e-3\n",
     )
-    flags = build_parser().parse_args(
+    flags = build_parser("train").parse_args(
         "train --train a.xyz --valid 0.2 --max-minutes 5 --channels 32 --zbl "
         "--radial-widths 16 16 --learning-rate 1e-3".split()
     )
@@ -32,7 +32,7 @@ def test_a_toml_file_and_the_same_flags_give_the_same_settings(tmp_path):
 
 def test_flags_override_the_file(tmp_path):
     base = {"train": "a.xyz", "network": {"channels": 32, "l_max": 2}}
-    flags = build_parser().parse_args(["train", "config.toml", "--channels", "8"])
+    flags = build_parser("train").parse_args(["train", "config.toml", "--channels", "8"])
     config = from_flags(TrainConfig, flags, base)
     assert (config.network.channels, config.network.l_max) == (8, 2)
 
@@ -100,6 +100,6 @@ def test_names_of_settings_are_unique_so_that_flags_need_no_section():
 
 
 def test_every_flag_has_a_help_text():
-    train = build_parser()._subparsers._group_actions[0].choices["train"]
+    train = build_parser("train")._subparsers._group_actions[0].choices["train"]
     for action in train._actions:
         assert len(action.help or "") > 8, action.option_strings

@@ -15,6 +15,8 @@ from ase.calculators.emt import EMT
 from ase.eos import EquationOfState
 
 from mlip.cli import main
+from mlip.data.checks.doctor import check
+from mlip.data.checks.findings import Report
 from mlip.data.dataset import read
 from mlip.data.structure import Structure, from_ase, to_ase
 from mlip.model.potential import Prediction
@@ -22,6 +24,7 @@ from mlip.quickstart import data_file
 from mlip.report import figures, probes
 from mlip.report.compare import compare
 from mlip.report.dynamics import (
+    PANELS,
     radial_distribution,
     report_dynamics,
     squared_displacement,
@@ -30,7 +33,7 @@ from mlip.report.dynamics import (
 from mlip.report.fit import report_evaluation, report_training
 from mlip.report.page import Section, Table, plain, to_html
 from mlip.simulation.dynamics import run
-from mlip.simulation.setup import DynamicsConfig
+from mlip.simulation.setup import DynamicsConfig, Start
 
 LARGEST = 3_000_000  # bytes of a page
 EPOCH_KEYS = ("energy_rmse_mev_per_atom", "forces_rmse_mev_per_A", "stress_rmse_mev_per_A3")
@@ -258,12 +261,13 @@ def test_displacements_of_free_atoms_grow_with_the_square_of_time():
 
 
 def test_an_evaluation_report_holds_the_errors(silicon_potential, tmp_path):
-    frames = read(data_file("silicon_test.xyz"))[:8]
+    looked = check(data_file("silicon_test.xyz"), e0=None)
+    frames = looked.structures
     predictions = silicon_potential.predict(frames)
-    data = data_file("silicon_test.xyz")
-    report_evaluation(tmp_path, "model", data, silicon_potential, frames, predictions)
+    report_evaluation(tmp_path, "model", looked, silicon_potential, predictions)
     assert_stands_alone(tmp_path / "report.html")
     report = json.loads((tmp_path / "report.json").read_text())
+    assert report["sections"]["Data"]["summary"]["frames"] == len(frames)
     error = 1000 * np.concatenate(
         [(p.forces - f.forces).ravel() for p, f in zip(predictions, frames)]
     )
@@ -281,9 +285,10 @@ def test_frames_may_lack_labels(silicon_potential, tmp_path, missing):
         frames = [replace(frame, forces=np.ones_like(frame.forces)) for frame in frames[:1]]
     else:
         frames = [replace(frame, **{missing: None}) for frame in frames]
-    predictions = silicon_potential.predict(frames)
-    data = data_file("silicon_test.xyz")
-    report_evaluation(tmp_path, "model", data, silicon_potential, frames, predictions)
+    looked = Report(str(data_file("silicon_test.xyz")), {}, (), [], frames)
+    report_evaluation(
+        tmp_path, "model", looked, silicon_potential, silicon_potential.predict(frames)
+    )
     page = assert_stands_alone(tmp_path / "report.html")
     assert page.counts["svg"] == (6 if missing == "sizes of forces" else 4 + (missing != "forces"))
 
@@ -318,6 +323,33 @@ def test_a_report_of_dynamics_holds_its_curves(silicon_potential, tmp_path):
     np.testing.assert_allclose(sections["Displacements"]["time_ps"][-1], 0.03, rtol=1e-9)
     assert sections["Speed"]["steps/s"] == 31.5
     assert set(sections["Distances"]["pairs"]) == {"Si-Si"}
+
+
+def test_a_report_of_dynamics_follows_the_volume_and_says_who_stopped(silicon_potential, tmp_path):
+    crystal = from_ase(ase.build.bulk("Si", cubic=True))
+    cold = np.full((8, 3), 1e-3)
+    cold[0] *= -7
+    config = DynamicsConfig(
+        ensemble="npt",
+        cell_motion="full",
+        steps=40_000,  # of which few are taken
+        save_every=2,
+        trajectory="traj",
+        timestep=0.5,
+        max_temperature=900.0,
+    )
+    starts = [Start(crystal, cold), Start(crystal, 30 * cold)]
+    found = run(silicon_potential, starts, replace(config, steps=40), out=tmp_path)
+    assert "above max_temperature" in found[1].stopped
+    start = data_file("silicon_test.xyz")
+    report_dynamics(tmp_path, start, silicon_potential, config, found, seconds=1.0)
+    page = assert_stands_alone(tmp_path / "report.html")
+    assert page.counts["svg"] == len(PANELS) + 1 + 1
+    sections = json.loads((tmp_path / "report.json").read_text())["sections"]
+    assert sections["Systems"]["rows"][1][-1] == found[1].stopped
+    assert np.ptp(sections["Thermodynamics"]["000"]["volume_A3"]) > 0
+    # Frames are thinned by the steps that were taken, not by those that were asked for.
+    np.testing.assert_allclose(sections["Displacements"]["time_ps"][-1], 0.01, rtol=1e-9)
 
 
 def test_runs_are_compared_by_errors_and_settings_that_differ(training_report, tmp_path, capsys):

@@ -289,3 +289,5 @@ def test_a_polite_signal_saves_the_state(job, tmp_path):
         sizes = json.loads(str(file["card"]))["files"][0]
     assert step >= 50
     assert sizes[0] == os.path.getsize(tmp_path / "thermo.csv")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["key"]["steps"] == step // 10 * 10

@@ -44,7 +44,8 @@ def report_dynamics(folder, start, potential, config, trajectories, seconds):
     folder, count = Path(folder), len(trajectories)
     folders = [folder] if count == 1 else [folder / f"{n:03d}" for n in range(count)]
     thermo = [np.loadtxt(f / "thermo.csv", delimiter=",", skiprows=1, ndmin=2) for f in folders]
-    frames, spacing = read_frames(folders[0], config, len(trajectories[0].structure))
+    taken = int(thermo[0][-1, 0])
+    frames, spacing = read_frames(folders[0], config, taken, len(trajectories[0].structure))
     facts = {f"start {key}": text for key, text in file_card(start).items()}
     steps = int(max(rows[-1, 0] for rows in thermo))
     done = steps - int(min(rows[0][0] for rows in (t.thermo for t in trajectories) if rows))
@@ -71,10 +72,10 @@ def report_dynamics(folder, start, potential, config, trajectories, seconds):
     write(folder, "simulation", f"Dynamics in {folder.resolve().name}", about, key, sections)
 
 
-def read_frames(folder, config, n_atoms):
+def read_frames(folder, config, steps, n_atoms):
     """Structures of a trajectory, evenly spaced and not too many, and the time between them, ps."""
     most = max(2, min(MOST_FRAMES, MOST_ATOMS // n_atoms))
-    every = max(1, config.steps // config.save_every // most)
+    every = max(1, steps // config.save_every // most)
     path = folder / f"trajectory.{config.trajectory}"
     found = ase.io.read(path, slice(None, None, every))
     # The last frame of a run may stand between two of the others.

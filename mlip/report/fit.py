@@ -85,20 +85,24 @@ def report_training(folder):
     write(folder, "training", title, about, key_numbers(errors), sections)
 
 
-def report_evaluation(folder, model, data, potential, structures, predictions):
+def report_evaluation(folder, model, looked, potential, predictions):
     """Write `report.html` and `report.json` of a model's errors on a data set.
 
     Args:
-      model, data: their files.
+      model: its file.
+      looked: the doctor's `Report` of the data, all of whose frames can be used.
       potential: as loaded.
+      predictions: of `looked.structures`.
     """
+    structures = looked.structures
     found = parity(structures, predictions)
     errors = metrics(found)
-    about = f"Errors (RMSE) on {len(structures)} frames of {data}"
-    facts = {f"data {key}": text for key, text in file_card(data).items()}
+    about = f"Errors (RMSE) on {len(structures)} frames of {looked.data}"
+    facts = {f"data {key}": text for key, text in file_card(looked.data).items()}
     facts |= {"model": fingerprint(potential), **training_facts(potential)}
     sections = [
-        *error_sections(structures, predictions, found, errors, str(data)),
+        data_section(looked),
+        *error_sections(structures, predictions, found, errors, looked.data),
         model_section(potential),
         provenance(settings.to_toml(potential.config), facts),
     ]

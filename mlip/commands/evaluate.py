@@ -1,0 +1,58 @@
+"""`mlip evaluate`: measure a potential's errors on labelled frames."""
+
+import json
+from pathlib import Path
+
+from mlip import config as settings
+from mlip.data.checks.doctor import check
+from mlip.data.dataset import read
+from mlip.data.labels import LabelKeys
+from mlip.deploy.fold import fold
+from mlip.files import atomic_write
+from mlip.report.figures import write_parity
+from mlip.report.fit import report_evaluation
+from mlip.report.page import require_place
+from mlip.runtime import keep_compiled_programs, use_all_cores
+from mlip.screen import metrics_table, print_to_screen
+from mlip.training.checkpoint import load_model
+from mlip.training.evaluation import metrics, parity
+
+
+def describe(parser):
+    parser.add_argument("model", help="model.safetensors of a run")
+    parser.add_argument("data", help="file or folder of frames with labels")
+    parser.add_argument("--json", help="write the errors to this file")
+    parser.add_argument("--plots", help="write parity plots to this folder, as PNG")
+    parser.add_argument(
+        "--out", default="evaluation", help="folder for report.html and report.json"
+    )
+    parser.add_argument("--dtype", help="float32 or float64; as trained if not given")
+    parser.add_argument(
+        "--unfolded", action="store_true", help="compute with the network itself, slower"
+    )
+    settings.add_flags(parser, LabelKeys, "keys")
+
+
+def run(arguments):
+    require_place(arguments.out, "evaluation")
+    use_all_cores()
+    keep_compiled_programs()
+    potential = load_model(arguments.model, arguments.dtype)
+    keys = settings.from_flags(LabelKeys, arguments)
+    structures = read(arguments.data, keys)
+    used = potential
+    if not arguments.unfolded:
+        present = {int(z) for structure in structures for z in structure.numbers}
+        used = fold(potential, present.intersection(potential.species) or None)
+    predictions = used.predict(structures)
+    found = parity(structures, predictions)
+    errors = metrics(found)
+    print_to_screen(metrics_table(errors, f"{arguments.model} on {arguments.data}"))
+    if arguments.json:
+        with atomic_write(arguments.json) as temporary:
+            temporary.write_text(json.dumps(errors, indent=1) + "\n")
+    if arguments.plots:
+        write_parity(found, arguments.plots)
+    looked = check(arguments.data, keys, potential.config.cutoff, e0=None)
+    report_evaluation(arguments.out, arguments.model, looked, potential, predictions)
+    print(f"the report is {Path(arguments.out) / 'report.html'}")

@@ -1,0 +1,16 @@
+"""`mlip report`: write the report of a training run again, or of one that was stopped."""
+
+from pathlib import Path
+
+from mlip.report.fit import report_training
+from mlip.runtime import keep_compiled_programs
+
+
+def describe(parser):
+    parser.add_argument("folder", metavar="run", help="folder of a training run")
+
+
+def run(arguments):
+    keep_compiled_programs()
+    report_training(arguments.folder)
+    print(f"the report is {Path(arguments.folder) / 'report.html'}")
