@@ -1,6 +1,7 @@
 """Peak memory of an evaluation for growing silicon cells, ours and peers.
 
     python benchmarks/memory.py --cores 0 --atoms 10648
+    python benchmarks/memory.py --models ours --atoms 110592
 
 Every row is a fresh process. Its memory is the most it had in RAM, less what it had once the model
 was built; compiling counts, which is why every further atom costs less than the first ones. Prints
@@ -73,7 +74,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
-            for n_atoms in structures.SILICON:
+            for n_atoms in (*structures.SILICON, structures.LARGE):
                 if n_atoms <= options.atoms:
                     for name in options.models:
                         rows += measure(name, size, n_atoms, options, folder)

@@ -12,6 +12,7 @@ from ase.data.s22 import create_s22_system
 PUBLIC = Path(__file__).parents[2] / "shared" / "data"  # third-party sets beside the repository
 RATTLE = 0.05  # Å
 SILICON = tuple(8 * n**3 for n in (2, 3, 4, 6, 8, 11))
+LARGE = 8 * 24**3  # silicon atoms, for memory alone
 NAMES = ("molecule", *(f"silicon{n}" for n in SILICON), "water")
 
 
@@ -40,7 +41,7 @@ def silicon(n_atoms):
     """Diamond, 5.43 Å, as a cube of n³ cells of 8 atoms."""
     n = round((n_atoms / 8) ** (1 / 3))
     if 8 * n**3 != n_atoms:
-        raise ValueError(f"silicon{n_atoms} is no cube of 8-atom cells; {SILICON} are")
+        raise ValueError(f"silicon{n_atoms} is no cube of 8-atom cells; {(*SILICON, LARGE)} are")
     cell = bulk("Si", "diamond", a=5.43, cubic=True)
     return rattled(cell * (n, n, n)), f"silicon, {n_atoms} atoms"
 

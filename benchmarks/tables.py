@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -218,18 +219,75 @@ def startup():
 
 def growth():
     """Time and memory against the number of atoms."""
-    row, memory = results("scaling"), results("memory")
+    row, memory, large = (results(name) for name in ("scaling", "memory", "memory_110592"))
     atoms = [r for r in row["rows"] if r["growing"] == "atoms"]
-    held = {r["atoms"]: r for r in memory["rows"] if r["model"] == "ours"}
+    held = {r["atoms"]: r for r in memory["rows"] + large["rows"] if r["model"] == "ours"}
     lines = ["| silicon, atoms | µs an atom | MB of the process |", "|---|---|---|"]
     for r in atoms:
         megabytes = held.get(r["atoms"])
         cell = f"{megabytes['megabytes']:.0f}" if megabytes else ""
         lines.append(f"| {r['atoms']:,} | {1000 * r['ms'] / r['atoms']:.0f} | {cell} |")
-    return "\n".join([*lines, "", measured(row), measured(memory)])
+    lines += [
+        f"| {n:,} | | {r['megabytes']:.0f} |" for n, r in held.items() if n > atoms[-1]["atoms"]
+    ]
+    return "\n".join([*lines, "", *map(measured, (row, memory, large))])
+
+
+def two_cores():
+    """Milliseconds on one core and on two."""
+    row = results("cores")
+    found = {(r["structure"], r["model"], r["cores_used"]): r for r in row["rows"]}
+    models = list(dict.fromkeys(r["model"] for r in row["rows"]))
+    most = len(row["cores"])
+    heads = [f"{'this package' if m == 'ours' else m}, {n}" for m in models for n in (1, most)]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for structure in dict.fromkeys(r["structure"] for r in row["rows"]):
+        cells = []
+        for model in models:
+            alone, together = (found[structure, model, n] for n in (1, most))
+            cells += [
+                rounded(alone["ms"]),
+                f"{rounded(together['ms'])} ({together['speedup']:.2f}×)",
+            ]
+        lines.append(f"| {STRUCTURES.get(structure, structure)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def ablations():
+    """Forces' errors of variants of the recipe, a column for each set."""
+    row = results("ablations")
+    names = list(dict.fromkeys(r["variant"] for r in row["rows"]))
+    sets = list(dict.fromkeys((r["set"], r["epochs"]) for r in row["rows"]))
+    lines = [
+        "| | " + " | ".join(f"{name}, {epochs} epochs" for name, epochs in sets) + " |",
+        "|---" * (len(sets) + 1) + "|",
+    ]
+    for name in names:
+        cells = [
+            ablation([r for r in row["rows"] if (r["set"], r["epochs"]) == s], name) for s in sets
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def ablation(rows, name):
+    """Errors of the first test and time of an epoch relative to the recipe's; means over seeds."""
+    rows = [r for r in rows if r["variant"] == name]
+    if not rows:
+        return "–"
+    errors = [next(iter(r["test"].values())) for r in rows]
+    forces, energy = (
+        statistics.mean(e[key] for e in errors)
+        for key in ("forces_rmse_mev_per_A", "energy_rmse_mev")
+    )
+    seconds = statistics.mean(r["processor_seconds_an_epoch"] for r in rows)
+    seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
+    return f"{forces:.1f} / {energy:.2f} ({seconds:.2f} s{seeds})"
 
 
 TABLES = {
+    "cores": two_cores,
+    "ablations": ablations,
     "dynamics": dynamics,
     "startup": startup,
     "growth": growth,
