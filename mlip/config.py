@@ -7,6 +7,7 @@ dataclass is a TOML section; the names of all fields differ, so that flags need 
 import argparse
 import difflib
 import inspect
+import json
 import re
 import tomllib
 import types
@@ -92,8 +93,8 @@ def _toml(value):
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        # TOML escapes as JSON does, and this character besides.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_toml(v) for v in value)}]"
     return repr(value)

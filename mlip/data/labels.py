@@ -265,7 +265,7 @@ def structure_of(frame, chosen, keys=LabelKeys()):
 
 def _numbers(frame, kind, key, value):
     try:
-        if np.asarray(value).dtype == bool:
+        if np.asarray(value).dtype.kind in "bc":  # true, false or complex
             raise TypeError
         return np.asarray(value, float)
     except (TypeError, ValueError):
@@ -290,9 +290,8 @@ def _full_stress(name, stress, order):
     """[3, 3] from six numbers in this order of components, nine, or a tensor."""
     if stress.size == 9:
         tensor = stress.reshape(3, 3)
-        if not np.allclose(
-            tensor, tensor.T, rtol=0, atol=1e-6 + 1e-3 * np.abs(tensor).max(), equal_nan=True
-        ):
+        tolerance = 1e-6 + 1e-3 * np.abs(tensor).max()
+        if np.isfinite(tensor).all() and not np.allclose(tensor, tensor.T, rtol=0, atol=tolerance):
             raise Unusable(
                 "asymmetric-stress",
                 f"{name}: the stress {tensor.tolist()} is not symmetric",
