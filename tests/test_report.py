@@ -327,18 +327,21 @@ def test_a_report_of_dynamics_holds_its_curves(silicon_potential, tmp_path):
 
 def test_a_report_of_dynamics_follows_the_volume_and_says_who_stopped(silicon_potential, tmp_path):
     crystal = from_ase(ase.build.bulk("Si", cubic=True))
-    cold = np.full((8, 3), 1e-3)
+    rng = np.random.default_rng(0)
+    rattled = replace(crystal, positions=crystal.positions + rng.normal(0, 0.2, (8, 3)))
+    cold = np.full((8, 3), 3e-4)  # Å/fs, about 24 K
     cold[0] *= -7
     config = DynamicsConfig(
         ensemble="npt",
         cell_motion="full",
         steps=40_000,  # of which few are taken
+        temperature=(25.0,),
         save_every=2,
         trajectory="traj",
         timestep=0.5,
-        max_temperature=900.0,
+        max_temperature=100.0,
     )
-    starts = [Start(crystal, cold), Start(crystal, 30 * cold)]
+    starts = [Start(crystal, cold), Start(rattled, cold)]
     found = run(silicon_potential, starts, replace(config, steps=40), out=tmp_path)
     assert "above max_temperature" in found[1].stopped
     start = data_file("silicon_test.xyz")

@@ -1,11 +1,11 @@
 """Devices that share the batches of a training give what one device gives."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -77,27 +77,29 @@ def test_four_devices_train_as_one(alone, together):
         np.testing.assert_allclose(together.parameters[name], value, rtol=0, atol=1e-8)
 
 
-def test_a_shared_training_that_was_stopped_goes_on_bit_for_bit(folder, together):
-    process = start(folder, 4, "stopped")
-    rows = Path(folder / "stopped" / "metrics.jsonl")
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """Folder of a shared training that was stopped after some epochs."""
+    process, out = start(folder, 4, "stopped"), folder / "stopped"
+    rows = out / "metrics.jsonl"
     while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 2):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
-    finish(start(folder, 4, "stopped", "--resume"))
-    found = load_model(folder / "stopped" / "model.safetensors")
+    return out
+
+
+def test_a_shared_training_that_was_stopped_goes_on_bit_for_bit(folder, stopped, together):
+    shutil.copytree(stopped, folder / "resumed")
+    finish(start(folder, 4, "resumed", "--resume"))
+    found = load_model(folder / "resumed" / "model.safetensors")
     for name, value in together.parameters.items():
         np.testing.assert_array_equal(found.parameters[name], value)
 
 
-def test_another_number_of_devices_goes_on_from_the_start_of_the_epoch(folder):
-    process = start(folder, 4, "moved")
-    rows = Path(folder / "moved" / "metrics.jsonl")
-    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") > 2):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=600)
+def test_another_number_of_devices_goes_on_from_the_start_of_the_epoch(folder, stopped):
+    shutil.copytree(stopped, folder / "moved")
     output = finish(start(folder, 2, "moved", "--resume"))
     assert "shared by 4 devices and now are by 2; the epoch begins anew" in output
     assert load_model(folder / "moved" / "model.safetensors").training["epochs"] == 12
