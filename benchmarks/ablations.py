@@ -32,13 +32,10 @@ def muon(config):
     """Muon for the matrices, Adam for the rest. Source: Jordan et al. 2024, as in optax."""
     import optax
 
-    matrices = optax.chain(
-        optax.contrib.scale_by_muon(), optax.contrib.scale_by_shape(consistent_rms=0.2)
-    )
-    others = optax.scale_by_amsgrad()
+    # Our steps go against the updates, those of optax along them.
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.partition({"matrix": matrices, "other": others}, by_rank),
+        optax.contrib.muon(learning_rate=-1.0, consistent_rms=0.2),
     )
 
 
@@ -69,8 +66,8 @@ def scale_by_soap(b1=0.95, b2=0.99, every=10, eps=1e-8):
 
     def start(p):
         rows, columns = (jnp.eye(n, dtype=p.dtype) for n in p.shape)
-        zeros = jnp.zeros_like(p)
-        return {"L": 0 * rows, "R": 0 * columns, "U": rows, "V": columns, "m": zeros, "v": zeros}
+        moments = {name: jnp.zeros_like(p) for name in "mv"}
+        return {"L": 0 * rows, "R": 0 * columns, "U": rows, "V": columns} | moments
 
     def init(parameters):
         return jnp.zeros([], jnp.int32), [start(p) for p in jax.tree.leaves(parameters)]
@@ -101,6 +98,8 @@ def scale_by_soap(b1=0.95, b2=0.99, every=10, eps=1e-8):
 
 def schedule_free(config):
     """Source: Defazio et al. 2024, arXiv:2405.15682, as in optax. The rate stays what it is."""
+    import jax
+    import jax.numpy as jnp
     import optax
 
     rate = optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -113,7 +112,7 @@ def schedule_free(config):
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.GradientTransformation(inner.init, update),
+        optax.GradientTransformation(lambda p: jax.tree.map(jnp.copy, inner.init(p)), update),
     )
 
 

@@ -50,7 +50,7 @@ def test_atoms_and_density_must_be_positive(potential, n_atoms, density):
 def test_a_program_that_does_not_fit_is_refused_with_the_size_that_does(potential, monkeypatch):
     monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
     graph, folded = graph_of(potential, 400), mlip.fold(potential)
-    needed = peak_bytes(folded.program(graph))
+    needed = peak_bytes(folded.program(*folded.evaluator(graph)))
     monkeypatch.setattr(potentials, "free_bytes", lambda: needed // 2)
     with pytest.raises(MemoryError, match="of 400 atoms needs") as refused:
         mlip.fold(potential).evaluate(graph)
@@ -62,12 +62,12 @@ def test_what_fits_only_in_blocks_is_taken_in_blocks(potential, monkeypatch):
     monkeypatch.setattr(potentials, "LARGE_BLOCK", 8)
     graph, at_once = graph_of(potential, 400), mlip.fold(potential, block=0)
     expected = at_once.evaluate(graph)
-    needed = peak_bytes(at_once.program(graph))
+    needed = peak_bytes(at_once.program(*at_once.evaluator(graph)))
     monkeypatch.setattr(potentials, "free_bytes", lambda: needed - 1)
     in_blocks = mlip.fold(potential, block=0)
     for found, value in zip(in_blocks.evaluate(graph), expected):
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-5)
-    assert peak_bytes(in_blocks.program(graph)) < needed
+    assert peak_bytes(in_blocks.program(*in_blocks.evaluator(graph))) < needed
 
 
 def test_programs_are_told_apart_by_all_shapes(potential, monkeypatch):

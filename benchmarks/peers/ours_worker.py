@@ -51,11 +51,11 @@ def inference(potential):
         with potential.precision():
             graph = jax.device_put(pad([frame], shape, potential.config.cutoff, potential.dtype))
 
-        function, settings = potential.evaluator(graph)
+            function, settings, arguments = potential.evaluator(graph)
 
         def call():
             with potential.precision():
-                return jax.block_until_ready(function(*settings, potential.weights, graph))[1]
+                return jax.block_until_ready(function(*settings, *arguments))[1]
 
         return Step(call, {"edges": int(table.used.sum()), "slots": int(table.used.size)})
 

@@ -96,8 +96,8 @@ def _lower_training(potential, graph, labels):
     config = OptimizerConfig()
     moments = jax.eval_shape(optimizer.build(config).init, parameters)
     state = TrainState(parameters, moments, parameters, parameters)
-    rates = (0.01, (1.0, 1.0, 1.0))
+    rates = (0.01, 0.005, (1.0, 1.0, 1.0))
     weights = replace(potential.weights, parameters=parameters)
     return train_step.lower(
-        potential.network, LossConfig(), config, state, weights, graph, labels, rates
+        potential.network, LossConfig(), config, None, state, weights, graph, labels, rates
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlip.data.structure import COVALENT_RADII, number_of, symbol
 from mlip.deploy.folded import FoldedNetwork
-from mlip.deploy.spread import devices_for, evaluate_spread
+from mlip.deploy.spread import ROWS, devices_for, evaluate_spread, spread_out
 from mlip.deploy.tables import edge_density, few_functions, fit, radial_functions
 from mlip.model.network import paths
 from mlip.model.potential import Potential
@@ -48,7 +48,15 @@ class FoldedPotential(Potential):
             devices = devices[:-1]
         if len(devices) == 1 and self.devices is None:
             return super().evaluator(graph)
-        return evaluate_spread, (self.network, devices)
+        if devices not in self.spread_weights:
+            self.spread_weights[devices] = spread_out(devices, self.weights)
+        arguments = self.spread_weights[devices], spread_out(devices, graph, ROWS)
+        return evaluate_spread, (self.network, devices), arguments
+
+    @functools.cached_property
+    def spread_weights(self):
+        """`Weights` by the devices that hold them; a cache, which changes no result."""
+        return {}
 
 
 def fold(potential, species=None, block=None, devices=None):

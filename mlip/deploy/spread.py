@@ -8,12 +8,22 @@ import functools
 from dataclasses import replace
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlip.data.graph import Graph
 from mlip.model.potential import energies_and_pull, forces_and_stress
 
 AXIS = "atoms"
+ATOMS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
+ROWS = Graph(
+    species=ATOMS,
+    structure=ATOMS,
+    neighbors=ATOMS,
+    reverse=EVERYWHERE,  # see `collect_slots`
+    displacement=ATOMS,
+    volume=EVERYWHERE,
+    n_atoms=EVERYWHERE,
+)
 # Fewer atoms than this on each device are faster on one.
 WORTHWHILE = {"cpu": 48, "gpu": 2000, "tpu": 2000}
 
@@ -30,25 +40,20 @@ def whole_shares(n_atoms, devices):
     return -(-n_atoms // len(devices)) * len(devices)
 
 
+def spread_out(devices, arrays, specs=EVERYWHERE):
+    """Arrays on the devices that will compute with them; by default all of them on each."""
+    mesh = Mesh(devices, AXIS)
+    return jax.device_put(arrays, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate_spread(network, devices, weights, graph):
     """What `evaluate_graph` gives, from several devices that share the rows of atoms."""
-    one = functools.partial(_share, replace(network, axis=AXIS))
-    atoms, everywhere = PartitionSpec(AXIS), PartitionSpec()
-    rows = Graph(
-        species=atoms,
-        structure=atoms,
-        neighbors=atoms,
-        reverse=everywhere,  # see `collect_slots`
-        displacement=atoms,
-        volume=everywhere,
-        n_atoms=everywhere,
-    )
     return jax.shard_map(
-        one,
+        functools.partial(_share, replace(network, axis=AXIS)),
         mesh=Mesh(devices, AXIS),
-        in_specs=(everywhere, rows),
-        out_specs=(atoms, atoms, everywhere),
+        in_specs=(EVERYWHERE, ROWS),
+        out_specs=(ATOMS, ATOMS, EVERYWHERE),
         check_vma=False,
     )(weights, graph)
 

@@ -221,33 +221,37 @@ class Potential:
           MemoryError: the batch needs more memory than is free.
         """
         with self.precision():
+            function, settings, arguments = self.evaluator(graph)
             if graph.neighbors.size > MANY_SLOTS:
-                outputs = self.program(graph)(self.weights, graph)
+                outputs = self.program(function, settings, arguments)(*arguments)
             else:
-                function, settings = self.evaluator(graph)
-                outputs = function(*settings, self.weights, graph)
+                outputs = function(*settings, *arguments)
         return [np.asarray(output, float) for output in outputs]
 
     def evaluator(self, graph):
-        """The jitted function that predicts a graph, and its static arguments."""
-        return evaluate_graph, (self.network,)
+        """The jitted function that predicts a graph, its static arguments, and the others.
 
-    def program(self, graph):
-        """Compiled function of the weights and a large graph, known to fit into memory.
+        Those are weights and graph, on the devices that will compute.
+        """
+        return evaluate_graph, (self.network,), (self.weights, graph)
+
+    def program(self, function, settings, arguments):
+        """What `evaluator` gives, compiled for a large graph and known to fit into memory.
 
         Raises:
           MemoryError: it does not fit.
         """
+        network, *others = settings
+        graph = arguments[1]
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(graph))
         if shapes not in self.programs:
-            function, (network, *others) = self.evaluator(graph)
             n_atoms = len(graph.species)
             # Devices of the host share one memory; what is analysed is the part of each.
             shares = len(others[0]) if others and others[0][0].platform == "cpu" else 1
             # Where all atoms are taken at once, blocks are the way to fit larger systems.
             for block in (network.block, network.block or min(LARGE_BLOCK, n_atoms // 8 + 1)):
                 settings = replace(network, block=block), *others
-                compiled = function.lower(*settings, self.weights, graph).compile()
+                compiled = function.lower(*settings, *arguments).compile()
                 needed, free = shares * peak_bytes(compiled), free_bytes()
                 if free is None or needed <= free:
                     break
