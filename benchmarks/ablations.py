@@ -170,6 +170,7 @@ VARIANTS = {
     "learning rate 0.005": {"optimizer": {"learning_rate": 0.005}},
     "learning rate 0.02": {"optimizer": {"learning_rate": 0.02}},
     "learning rate 0.03": {"optimizer": {"learning_rate": 0.03}},
+    "learning rate 0.05": {"optimizer": {"learning_rate": 0.05}},
     "linear decay": {"optimizer": {"decay": "linear"}},
     "no decay": {"optimizer": {"decay": "none"}},
     "without amsgrad": {"optimizer": {"amsgrad": False}},
@@ -177,6 +178,27 @@ VARIANTS = {
     "Muon": {"functions": {"build": muon}},
     "Muon with learning rate 0.03": {
         "functions": {"build": muon},
+        "optimizer": {"learning_rate": 0.03},
+    },
+    "Muon with learning rate 0.05": {
+        "functions": {"build": muon},
+        "optimizer": {"learning_rate": 0.05},
+    },
+    "Muon with learning rate 0.1": {
+        "functions": {"build": muon},
+        "optimizer": {"learning_rate": 0.1},
+    },
+    "Muon with learning rate 0.03 and normalised features": {
+        "functions": {"build": muon, "mix_degrees": normalized_features},
+        "optimizer": {"learning_rate": 0.03},
+    },
+    "Muon with learning rate 0.03 and normalised radial network": {
+        "functions": {"build": muon, "radial_network": normalized_radial_network},
+        "optimizer": {"learning_rate": 0.03},
+        "network": {"cutoff_on": "functions"},
+    },
+    "SOAP with learning rate 0.03": {
+        "functions": {"build": soap},
         "optimizer": {"learning_rate": 0.03},
     },
     "SOAP": {"functions": {"build": soap}},

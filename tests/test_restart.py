@@ -291,3 +291,4 @@ def test_a_polite_signal_saves_the_state(job, tmp_path):
     assert sizes[0] == os.path.getsize(tmp_path / "thermo.csv")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["key"]["steps"] == step // 10 * 10
+    assert report["sections"]["Systems"]["rows"][0][-1] == f"stopped by SIGTERM at step {step}"

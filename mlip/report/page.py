@@ -25,10 +25,6 @@ CSS = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7ea; --soft: #a3adb6; --paper: #15191d; --line: #363d44; --wash: #1e2429;
     --bad: #ff8a80; --warn: #f0b95a; } }
-@media print {
-  :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb;
-    --wash: #fff; --bad: #b3261e; --warn: #8a5a00; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } nav { display: none; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 64rem; padding: 1.5rem 1rem 4rem; background: var(--paper);
   color: var(--ink); font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -51,6 +47,14 @@ pre { background: var(--wash); padding: .7rem; overflow-x: auto; font-size: .85r
 .key { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; }
 .key div { background: var(--wash); border-radius: .4rem; padding: .5rem .9rem; }
 .key b { display: block; font-size: 1.25rem; }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb;
+    --wash: #fff; --bad: #b3261e; --warn: #8a5a00; }
+  body { font-size: 11px; max-width: none; padding: 0; } nav { display: none; }
+  tr, svg { break-inside: avoid; } h2 { break-after: avoid; }
+  .row { display: block; } svg { width: 47%; margin-right: 2%; }
+  .scroll { overflow: visible; } table { font-size: 9.5px; } th, td { padding: .2rem .4rem; }
+  pre { overflow: visible; white-space: pre-wrap; } }
 """
 
 

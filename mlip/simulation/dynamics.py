@@ -248,6 +248,8 @@ class Simulation:
             self.save_checkpoint()
             onward = "" if self.out is None else "; go on with --resume"
             self.line(f"stopped by {stop} at step {step}{onward}")
+            for trajectory in self.trajectories:
+                trajectory.stopped = trajectory.stopped or f"stopped by {stop} at step {step}"
             raise
 
     def fly(self, goal):
