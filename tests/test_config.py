@@ -66,7 +66,7 @@ def test_without_a_limit_there_are_200_epochs():
         ("[network]\nzbl = 1", "zbl is 1; give true or false"),
         ("[network]\nradial_widths = 64", r"radial_widths is 64; give a list"),
         ("[optimizer]\nlearning_rate = -1", "learning_rate is -1.0; it must be positive"),
-        ("[optimizer]\noptimizer = 'sgd'", "optimizer is 'sgd'; choose one of adam, adamw"),
+        ("[optimizer]\noptimizer = 'sgd'", "optimizer is 'sgd'; choose one of muon, adam, adamw"),
         ("[optimizer]\ndecay = 'step'", "decay is 'step'; choose one of cosine, linear, none"),
         ("[optimizer]\nema = 1.0", r"ema is 1.0; it must lie in \[0, 1\)"),
         ("[loss]\nloss = 'mae'", "loss is 'mae'; choose one of mse, huber"),

@@ -147,7 +147,7 @@ def test_the_learning_rate_warms_up_and_decays():
     assert replace(config, decay="none").rate(100, 1.0) == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "adam", "adamw"])
 def test_training_learns(tmp_path, name):
     optimizer = OptimizerConfig(optimizer=name, warmup_steps=5)
     config = config_for(tmp_path, max_epochs=80, optimizer=optimizer)

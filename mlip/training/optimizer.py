@@ -1,11 +1,11 @@
-"""The optimizer: clipping, Adam or AdamW, learning rate over the training, averaged weights."""
+"""The optimizer: clipping, Muon or Adam, learning rate over the training, averaged weights."""
 
 import math
 from dataclasses import dataclass
 
 import optax
 
-NAMES = ("adam", "adamw")
+RATES = {"muon": 0.03, "adam": 0.01, "adamw": 0.01}  # learning rates where none is given
 DECAYS = ("cosine", "linear", "none")
 
 
@@ -13,9 +13,9 @@ DECAYS = ("cosine", "linear", "none")
 class OptimizerConfig:
     """How the parameters move. The learning rate follows the progress of the whole training."""
 
-    optimizer: str = "adam"  # adam or adamw
-    amsgrad: bool = True  # Reddi, Kale and Kumar 2018
-    learning_rate: float = 0.01  # at its highest
+    optimizer: str = "muon"  # muon, adam or adamw
+    amsgrad: bool = True  # of adam and adamw; Reddi, Kale and Kumar 2018
+    learning_rate: float | None = None  # at its highest; 0.03 with muon and 0.01 else if not given
     decay: str = "cosine"  # cosine, linear or none, over the whole training
     final_learning_rate: float = 0.0  # at the end of the decay
     warmup_steps: int = 100  # steps over which the rate rises linearly from zero
@@ -24,8 +24,10 @@ class OptimizerConfig:
     ema: float = 0.995  # horizon of the averaged weights, which are those saved; 0 for none
 
     def __post_init__(self):
-        if self.optimizer not in NAMES:
-            raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(NAMES)}")
+        if self.optimizer not in RATES:
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(RATES)}")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", RATES[self.optimizer])
         if self.decay not in DECAYS:
             raise ValueError(f"decay is {self.decay!r}; choose one of {', '.join(DECAYS)}")
         if not 0 < self.learning_rate <= 1:
@@ -63,10 +65,18 @@ class OptimizerConfig:
 
 
 def build(config):
-    """The `optax` transformation of a config, for a learning rate of 1."""
-    scale = optax.scale_by_amsgrad if config.amsgrad else optax.scale_by_adam
+    """The `optax` transformation of a config, for a learning rate of 1.
+
+    Muon (Jordan et al. 2024) turns the momentum of every matrix into the nearest orthogonal one, so
+    that all its directions are learned at one pace; the other parameters are left to Adam. The root
+    mean square of an update is 0.2 times the learning rate (Liu et al. 2025, arXiv:2502.16982).
+    """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(scale())
+    if config.optimizer == "muon":
+        # Steps go against the updates here and along them in optax.
+        parts.append(optax.contrib.muon(learning_rate=-1.0, consistent_rms=0.2))
+        return optax.chain(*parts)
+    parts.append((optax.scale_by_amsgrad if config.amsgrad else optax.scale_by_adam)())
     if config.optimizer == "adamw":
         parts.append(optax.add_decayed_weights(config.weight_decay))
     return optax.chain(*parts)
