@@ -28,17 +28,6 @@ from accuracy import ROOT, SETS, SIZES, divide, machine, test_errors
 RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
 
 
-def muon(config):
-    """Muon for the matrices, Adam for the rest. Source: Jordan et al. 2024, as in optax."""
-    import optax
-
-    # Our steps go against the updates, those of optax along them.
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.contrib.muon(learning_rate=-1.0, consistent_rms=0.2),
-    )
-
-
 def by_rank(parameters):
     """Which parameters are matrices, of two rows and columns at least."""
     import jax
@@ -164,47 +153,37 @@ def replaced(**functions):
         setattr(homes.get(name, network), name, function)
 
 
+ADAM = {"optimizer": "adam"}
+NORMALIZED_RADIAL = {
+    "functions": {"radial_network": normalized_radial_network},
+    "network": {"cutoff_on": "functions"},
+}
 # Settings by section of the configuration, and functions that are replaced.
 VARIANTS = {
     "recipe": {},
-    "learning rate 0.005": {"optimizer": {"learning_rate": 0.005}},
-    "learning rate 0.02": {"optimizer": {"learning_rate": 0.02}},
-    "learning rate 0.03": {"optimizer": {"learning_rate": 0.03}},
-    "learning rate 0.05": {"optimizer": {"learning_rate": 0.05}},
+    "learning rate 0.01": {"optimizer": {"learning_rate": 0.01}},
+    "learning rate 0.1": {"optimizer": {"learning_rate": 0.1}},
+    "Adam": {"optimizer": ADAM},
+    "Adam with learning rate 0.02": {"optimizer": ADAM | {"learning_rate": 0.02}},
+    "Adam with learning rate 0.03": {"optimizer": ADAM | {"learning_rate": 0.03}},
+    "Adam without amsgrad": {"optimizer": ADAM | {"amsgrad": False}},
+    "Adam and normalised radial network": NORMALIZED_RADIAL | {"optimizer": ADAM},
+    "Adam and normalised features": {
+        "functions": {"mix_degrees": normalized_features},
+        "optimizer": ADAM,
+    },
+    "AdamW": {"optimizer": {"optimizer": "adamw"}},
+    "schedule-free Adam": {
+        "functions": {"build": schedule_free, "apply": lambda pair, *_: pair},
+        "optimizer": ADAM,
+    },
+    "SOAP with learning rate 0.01": {
+        "functions": {"build": soap},
+        "optimizer": {"learning_rate": 0.01},
+    },
+    "SOAP with learning rate 0.03": {"functions": {"build": soap}},
     "linear decay": {"optimizer": {"decay": "linear"}},
     "no decay": {"optimizer": {"decay": "none"}},
-    "without amsgrad": {"optimizer": {"amsgrad": False}},
-    "AdamW": {"optimizer": {"optimizer": "adamw"}},
-    "Muon": {"functions": {"build": muon}},
-    "Muon with learning rate 0.03": {
-        "functions": {"build": muon},
-        "optimizer": {"learning_rate": 0.03},
-    },
-    "Muon with learning rate 0.05": {
-        "functions": {"build": muon},
-        "optimizer": {"learning_rate": 0.05},
-    },
-    "Muon with learning rate 0.1": {
-        "functions": {"build": muon},
-        "optimizer": {"learning_rate": 0.1},
-    },
-    "Muon with learning rate 0.03 and normalised features": {
-        "functions": {"build": muon, "mix_degrees": normalized_features},
-        "optimizer": {"learning_rate": 0.03},
-    },
-    "Muon with learning rate 0.03 and normalised radial network": {
-        "functions": {"build": muon, "radial_network": normalized_radial_network},
-        "optimizer": {"learning_rate": 0.03},
-        "network": {"cutoff_on": "functions"},
-    },
-    "SOAP with learning rate 0.03": {
-        "functions": {"build": soap},
-        "optimizer": {"learning_rate": 0.03},
-    },
-    "SOAP": {"functions": {"build": soap}},
-    "schedule-free": {
-        "functions": {"build": schedule_free, "apply": lambda pair, *_: pair},
-    },
     "average 0.99": {"optimizer": {"ema": 0.99}},
     "average 0.999": {"optimizer": {"ema": 0.999}},
     "batches of 4": {"batch_size": 4},
@@ -214,10 +193,7 @@ VARIANTS = {
     "energy weight 10 at first": {"loss": {"energy_weight": 10.0}},
     "second stage from the middle": {"loss": {"stage_two": 0.5}},
     "small readouts at first": {"functions": {"initialize": small_readouts}},
-    "normalised radial network": {
-        "functions": {"radial_network": normalized_radial_network},
-        "network": {"cutoff_on": "functions"},
-    },
+    "normalised radial network": NORMALIZED_RADIAL,
     "normalised features": {"functions": {"mix_degrees": normalized_features}},
     "distances by element pair": {"network": {"distance_transform": "agnesi"}},
 }
@@ -321,7 +297,8 @@ def main():
         row = json.loads(done.stdout.splitlines()[-1])
         # Another run of this script may have written meanwhile.
         now = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-        now |= machine() | {"rows": [*now["rows"], row]}
+        command = "python benchmarks/ablations.py --set SET --epochs EPOCHS"
+        now |= machine() | {"command": command, "rows": [*now["rows"], row]}
         RESULTS.write_text(json.dumps(now, indent=1) + "\n")
         errors = "  ".join(
             f"{name} {e['energy_rmse_mev']:.2f} / {e['forces_rmse_mev_per_A']:.2f}"

@@ -73,6 +73,7 @@ def training(potential):
             train="in memory",
             batch_size=len(frames),
             network=potential.config,
+            optimizer=mlip.OptimizerConfig(optimizer="adam"),  # as the peers
             dtype=potential.dtype,
         )
         tables = [build_table(s, potential.config.cutoff) for s in structures]
