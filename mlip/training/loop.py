@@ -125,7 +125,7 @@ def error_sums(network, loss_config, devices, weights, graph, labels):
 def train(config, resume=False, show=None):
     """Train a potential; the folder `config.out` then holds it with all that is known of the run.
 
-    The devices of the process share every batch, at most as many as it has frames.
+    The devices of the process share every batch in equal parts, as many as can.
 
     `model.safetensors` (best weights by validation), `metrics.jsonl` (a line an epoch),
     `config.toml`, and `states/` to resume from. Ctrl-C and SIGTERM save the state first.

@@ -320,11 +320,12 @@ class Frames:
         self.kinds = [potential.species_of(s) for s in structures]
         self.baselines = [potential.baseline(s) for s in structures]
         self.sizes = [table.size() for table in tables]
-        devices = jax.local_devices()[: config.batch_size]
-        self.n_parts = len(devices)
-        self.devices = tuple(devices) if self.n_parts > 1 else None
-        frames_in_part = -(-config.batch_size // self.n_parts)
-        self.ladder = plan_ladder(self.sizes, frames_in_part, config.max_atoms)
+        devices = jax.local_devices()
+        # As many as can take equal parts.
+        self.n_parts = max(n + 1 for n in range(len(devices)) if config.batch_size % (n + 1) == 0)
+        self.devices = tuple(devices[: self.n_parts]) if self.n_parts > 1 else None
+        max_atoms = config.max_atoms and -(-config.max_atoms // self.n_parts)
+        self.ladder = plan_ladder(self.sizes, config.batch_size // self.n_parts, max_atoms)
 
     def batches(self, order):
         """Batches, lists of parts, which are lists of indices into the structures."""
