@@ -134,7 +134,11 @@ def _convert(name, value, hint):
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{name} is {value!r}; give {kind}")
     try:
+        if hint is str:
+            value.encode()
         return hint(value)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is {value!r}, which is not UTF-8; rename what it names") from None
     except OverflowError:
         raise ValueError(f"{name} is {value}; give a number below 1e308") from None
 

@@ -128,7 +128,7 @@ def dynamics_table(trajectories):
         table.add_row(
             f"{index:03d} {trajectory.structure.name}",
             str(len(trajectory.structure)),
-            str(trajectory.frames[-1].step if trajectory.frames else 0),
+            str(max([0, *(f.step for f in trajectory.frames), *(r[0] for r in trajectory.thermo)])),
             *(f"{value:{form}}" if math.isfinite(value) else "–" for value, form in values),
             trajectory.stopped or "as asked",
         )

@@ -98,6 +98,7 @@ def tables(draw, cls):
 @hypothesis.given(st.sampled_from(CONFIGS).flatmap(lambda c: st.tuples(st.just(c), tables(c))))
 @hypothesis.example((TrainConfig, {"train": "a\rb\x7f\x00c.xyz"}))
 @hypothesis.example((TrainConfig, {"train": datetime.date(2000, 1, 1)}))
+@hypothesis.example((TrainConfig, {"train": "of another encoding \udce9.xyz"}))
 def test_settings_are_understood_and_written_back_or_refused(drawn):
     cls, table = drawn
     config = result_or_help(settings.from_table, cls, table)

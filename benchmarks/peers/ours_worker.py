@@ -79,7 +79,7 @@ def training(potential):
         tables = [build_table(s, potential.config.cutoff) for s in structures]
         with potential.precision():
             data = Frames(structures, tables, potential, config)
-            batch = jax.device_put(data.batch(data.batches(range(len(frames)))[0]))
+            batch = jax.device_put(data.batch(range(len(frames))))
             parameters = potential.weights.parameters
             copies = [jax.tree.map(jax.numpy.copy, parameters) for _ in range(3)]
             moments = optimizer.build(config.optimizer).init(parameters)

@@ -1,5 +1,6 @@
 """`mlip evaluate`: measure a potential's errors on labelled frames."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def describe(parser):
     parser.add_argument(
         "--unfolded", action="store_true", help="compute with the network itself, slower"
     )
+    parser.add_argument(
+        "--probe",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="try dimers, symmetries and dynamics for the report, half a minute (default True)",
+    )
     settings.add_flags(parser, LabelKeys, "keys")
 
 
@@ -40,6 +47,7 @@ def run(arguments):
     potential = load_model(arguments.model, arguments.dtype)
     keys = settings.from_flags(LabelKeys, arguments)
     structures = read(arguments.data, keys)
+    looked = check(arguments.data, keys, potential.config.cutoff, e0=None)
     used = potential
     if not arguments.unfolded:
         present = {int(z) for structure in structures for z in structure.numbers}
@@ -53,6 +61,7 @@ def run(arguments):
             temporary.write_text(json.dumps(errors, indent=1) + "\n")
     if arguments.plots:
         write_parity(found, arguments.plots)
-    looked = check(arguments.data, keys, potential.config.cutoff, e0=None)
-    report_evaluation(arguments.out, arguments.model, looked, potential, predictions)
+    report_evaluation(
+        arguments.out, arguments.model, looked, potential, predictions, arguments.probe
+    )
     print(f"the report is {Path(arguments.out) / 'report.html'}")

@@ -50,6 +50,7 @@ def run(arguments):
     if not trajectories:
         return status
     print_to_screen(dynamics_table(trajectories))
+    print("writing the report", flush=True)
     seconds = time.monotonic() - begin
     report_dynamics(arguments.out, arguments.start, potential, config, trajectories, seconds)
     print(f"the report is {Path(arguments.out) / 'report.html'}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mlip.report.fit import report_training
-from mlip.runtime import keep_compiled_programs
+from mlip.runtime import keep_compiled_programs, use_all_cores
 
 
 def describe(parser):
@@ -11,6 +11,7 @@ def describe(parser):
 
 
 def run(arguments):
+    use_all_cores()
     keep_compiled_programs()
     report_training(arguments.folder)
     print(f"the report is {Path(arguments.folder) / 'report.html'}")

@@ -76,8 +76,8 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
 
     A gather through the opposite edges, since a scatter is slow. Slots may hold the first rows of
     the atoms only; what the other rows would give counts as zero. Of atoms that are spread over
-    devices each has the slots of its own and sums what is there; sums are smaller than slots to
-    exchange.
+    devices each has the slots of its own and looks through them for all atoms: more to gather, but
+    sums are far less to exchange than slots.
 
     Args:
       reverse: of all atoms, on whichever device.

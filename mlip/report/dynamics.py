@@ -48,7 +48,8 @@ def report_dynamics(folder, start, potential, config, trajectories, seconds):
     frames, spacing = read_frames(folders[0], config, taken, len(trajectories[0].structure))
     facts = {f"start {key}": text for key, text in file_card(start).items()}
     steps = int(max(rows[-1, 0] for rows in thermo))
-    done = steps - int(min(rows[0][0] for rows in (t.thermo for t in trajectories) if rows))
+    begun = (t.thermo[0][0] for t in trajectories if t.thermo)
+    done = steps - int(min(begun, default=steps))  # none where a run resumed and ended at once
     pace = {
         "steps": done,
         "seconds, compilation included": seconds,

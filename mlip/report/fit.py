@@ -85,7 +85,7 @@ def report_training(folder):
     write(folder, "training", title, about, key_numbers(errors), sections)
 
 
-def report_evaluation(folder, model, looked, potential, predictions):
+def report_evaluation(folder, model, looked, potential, predictions, probe=True):
     """Write `report.html` and `report.json` of a model's errors on a data set.
 
     Args:
@@ -93,6 +93,7 @@ def report_evaluation(folder, model, looked, potential, predictions):
       looked: the doctor's `Report` of the data, all of whose frames can be used.
       potential: as loaded.
       predictions: of `looked.structures`.
+      probe: try things out on the potential too, which takes half a minute.
     """
     structures = looked.structures
     found = parity(structures, predictions)
@@ -103,7 +104,7 @@ def report_evaluation(folder, model, looked, potential, predictions):
     sections = [
         data_section(looked),
         *error_sections(structures, predictions, found, errors, looked.data),
-        model_section(potential),
+        *(model_sections(potential, [], structures) if probe else [model_section(potential)]),
         provenance(settings.to_toml(potential.config), facts),
     ]
     title = f"Evaluation of {model}"
@@ -226,7 +227,7 @@ def model_sections(potential, train, valid):
     if crystal := probes.crystal_of(potential, [*train, *valid]):
         sections.append(volume_section(potential, crystal, [*train, *valid]))
     facts = probes.speed(potential, max(valid, key=len))
-    text = "Energy, forces and stress of the largest validation frame, once compiled, folded."
+    text = "Energy, forces and stress of the largest of the frames, once compiled, folded."
     return [*sections, Section("Speed on this machine", [text, pairs(facts)], facts)]
 
 

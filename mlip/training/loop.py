@@ -47,7 +47,6 @@ class Progress:
     epoch: int = 0
     batch: int = 0  # batches of this epoch that are done
     step: int = 0
-    parts: int = 1  # of a batch, one for each device
     seconds: float = 0.0
     sums: dict = field(default_factory=dict)  # of this epoch so far
     best_loss: float | None = None
@@ -65,9 +64,14 @@ def shared(function, devices, out_specs):
     """
     if devices is None:
         return function
-    specs = SAME, PART, PART, SAME
-    mesh = Mesh(devices, AXIS)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+
+    def over_devices(*arguments):
+        specs, mesh = (SAME, PART, PART, *[SAME] * (len(arguments) - 3)), Mesh(devices, AXIS)
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
+        )(*arguments)
+
+    return over_devices
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
@@ -111,15 +115,14 @@ def train_step(
 def error_sums(network, loss_config, devices, weights, graph, labels):
     """Sums of squared errors of a batch, and their counts."""
 
-    def of_part(weights, graph, labels, loss_weights):
+    def of_part(weights, graph, labels):
         energies, pull = energies_and_pull(network, weights, graph)
         forces, stress = forces_and_stress(graph, pull)
-        _, (_, sums) = batch_loss(
-            loss_config, loss_weights, graph, labels, energies, forces, stress
-        )
+        ones = (1.0, 1.0, 1.0)
+        _, (_, sums) = batch_loss(loss_config, ones, graph, labels, energies, forces, stress)
         return from_all(sums, None if devices is None else AXIS)
 
-    return shared(of_part, devices, SAME)(weights, graph, labels, (1.0, 1.0, 1.0))
+    return shared(of_part, devices, SAME)(weights, graph, labels)
 
 
 def train(config, resume=False, show=None):
@@ -172,7 +175,10 @@ def train(config, resume=False, show=None):
                 run.to_the_end(check)
             except Stop as stop:
                 run.save()
-                show.line(f"stopped by {stop}; the state is saved, go on with --resume")
+                show.line(
+                    f"stopped by {stop}; the state is saved: go on with --resume, or see what there "
+                    f"is with mlip report {out}"
+                )
                 raise
     return load_model(out / "model.safetensors")
 
@@ -201,17 +207,18 @@ class Run:
         copies = [jax.tree.map(jnp.copy, parameters) for _ in range(3)]
         moments = optimizer.build(config.optimizer).init(parameters)
         self.devices = frames.devices
+        self.weights = self.everywhere(potential.weights)
         self.state = self.everywhere(TrainState(copies[0], moments, copies[1], copies[2]))
         sources = {key: potential.training.get(key) for key in ("train", "valid", "e0", "init")}
         sources = {key: value for key, value in sources.items() if value is not None}
-        self.progress = Progress(data=json.dumps(sources, sort_keys=True), parts=frames.n_parts)
+        self.progress = Progress(data=json.dumps(sources, sort_keys=True))
         self.saved = time.monotonic()
 
-    def everywhere(self, state):
-        """The state on all devices that share the batches."""
+    def everywhere(self, arrays):
+        """Arrays on all devices that share the batches."""
         if self.devices is None:
-            return state
-        return jax.device_put(state, NamedSharding(Mesh(self.devices, AXIS), SAME))
+            return arrays
+        return jax.device_put(arrays, NamedSharding(Mesh(self.devices, AXIS), SAME))
 
     def restore(self):
         restored = self.states.restore(self.state)
@@ -226,13 +233,7 @@ class Run:
                 f"cannot resume {self.out}: the data is not what it was when the run started (now "
                 f"{self.progress.data}, then {progress['data']}); put it back, or start a new run"
             )
-        parts, self.progress = self.frames.n_parts, Progress(**progress)
-        if self.progress.parts != parts:  # other frames together
-            self.show.line(
-                f"batches were shared by {self.progress.parts} devices and now are by {parts}; the "
-                "epoch begins anew"
-            )
-            self.progress = replace(self.progress, parts=parts, batch=0, sums={})
+        self.progress = Progress(**progress)
         self.before = self.progress.seconds
         path = self.out / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -280,8 +281,8 @@ class Run:
             len(self.frames.structures)
         )
         batches = self.frames.batches(order)
-        for parts in batches[self.progress.batch :]:
-            self.step(parts, len(batches))
+        for indices in batches[self.progress.batch :]:
+            self.step(indices, len(batches))
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 self.save()
             check()
@@ -289,10 +290,10 @@ class Run:
                 break
         self.validate(self.fraction(len(batches)))
 
-    def step(self, parts, n_batches):
+    def step(self, indices, n_batches):
         config, progress = self.config, self.progress
         fraction = self.fraction(n_batches)
-        graph, labels = self.frames.batch(parts)
+        graph, labels = self.frames.batch(indices)
         rates = (
             config.optimizer.rate(progress.step, fraction),
             config.optimizer.renewal(progress.step),
@@ -305,13 +306,13 @@ class Run:
             config.optimizer,
             self.devices,
             self.state,
-            self.potential.weights,
+            self.weights,
             graph,
             labels,
             rates,
         )
         if not np.isfinite(loss):
-            self.refuse(parts, np.asarray(shares))
+            self.refuse(self.frames.parts(indices), np.asarray(shares))
         total = {k: progress.sums.get(k, 0.0) + float(v) for k, v in sums.items()}
         self.progress = replace(
             progress, batch=progress.batch + 1, step=progress.step + 1, sums=total
@@ -374,8 +375,8 @@ class Run:
 
     def errors(self):
         """Mean squared errors of the averaged weights on the validation set."""
-        weights, totals = self.potential.weights, {}
-        weights = replace(weights, parameters=weights.parameters | self.state.average)
+        parameters, totals = self.weights.parameters | self.state.average, {}
+        weights = replace(self.weights, parameters=parameters)
         for graph, labels in self.valid:
             sums = error_sums(
                 self.potential.network, self.config.loss, self.devices, weights, graph, labels
@@ -401,6 +402,7 @@ class Run:
             "steps": self.progress.step,
             "minutes": round(self.seconds() / 60, 2),
             "device": jax.devices()[0].device_kind,
+            "devices": self.frames.n_parts,
             **{k: v for k, v in best.items() if k.startswith("valid_")},
         }
         parameters = self.potential.parameters | jax.tree.map(np.asarray, self.state.best)

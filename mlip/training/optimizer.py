@@ -26,24 +26,26 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.optimizer not in RATES:
             raise ValueError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(RATES)}")
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", RATES[self.optimizer])
         if self.decay not in DECAYS:
             raise ValueError(f"decay is {self.decay!r}; choose one of {', '.join(DECAYS)}")
-        if not 0 < self.learning_rate <= 1:
+        if not 0 < self.highest_rate <= 1:
             raise ValueError(
                 f"learning_rate is {self.learning_rate}; it must be positive and at most 1"
             )
-        if not 0 <= self.final_learning_rate <= self.learning_rate:
+        if not 0 <= self.final_learning_rate <= self.highest_rate:
             raise ValueError(
                 f"final_learning_rate is {self.final_learning_rate}; it must lie between 0 and "
-                f"learning_rate ({self.learning_rate})"
+                f"learning_rate ({self.highest_rate})"
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be zero or positive")
+
+    @property
+    def highest_rate(self):
+        return RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
 
     def rate(self, step, progress):
         """Learning rate at a step, when this fraction of the training is done."""
@@ -53,7 +55,7 @@ class OptimizerConfig:
             "linear": 1 - min(progress, 1.0),
             "none": 1.0,
         }[self.decay]
-        span = self.learning_rate - self.final_learning_rate
+        span = self.highest_rate - self.final_learning_rate
         return warm * (self.final_learning_rate + span * left)
 
     def renewal(self, step):
@@ -67,9 +69,9 @@ class OptimizerConfig:
 def build(config):
     """The `optax` transformation of a config, for a learning rate of 1.
 
-    Muon (Jordan et al. 2024) turns the momentum of every matrix into the nearest orthogonal one, so
-    that all its directions are learned at one pace; the other parameters are left to Adam. The root
-    mean square of an update is 0.2 times the learning rate (Liu et al. 2025, arXiv:2502.16982).
+    Muon (Jordan et al. 2024) turns the momentum of a matrix into the nearest orthogonal one, so
+    that all its directions are learned at one pace, with updates of a root mean square of 0.2 (Liu
+    et al. 2025, arXiv:2502.16982). Parameters of three axes, those of species, are left to Adam.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.optimizer == "muon":

@@ -311,7 +311,8 @@ def _report(potential, e0, neighbors):
 class Frames:
     """Structures of a data set with their neighbour tables, ready to be padded into batches.
 
-    A batch has a part for each device that shares it.
+    Every batch is dealt out to the devices of the process, a part to each. Which frames are in a
+    batch does not depend on their number.
     """
 
     def __init__(self, structures, tables, potential, config):
@@ -320,35 +321,45 @@ class Frames:
         self.kinds = [potential.species_of(s) for s in structures]
         self.baselines = [potential.baseline(s) for s in structures]
         self.sizes = [table.size() for table in tables]
-        devices = jax.local_devices()
-        # As many as can take equal parts.
-        self.n_parts = max(n + 1 for n in range(len(devices)) if config.batch_size % (n + 1) == 0)
-        self.devices = tuple(devices[: self.n_parts]) if self.n_parts > 1 else None
-        max_atoms = config.max_atoms and -(-config.max_atoms // self.n_parts)
-        self.ladder = plan_ladder(self.sizes, config.batch_size // self.n_parts, max_atoms)
+        self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
+        devices = jax.local_devices()[: self.ladder.batch_size]
+        self.n_parts = len(devices)
+        self.devices = tuple(devices) if self.n_parts > 1 else None
+        # Of a part: mostly a whole batch's atoms divided by their number, at most all of them.
+        shares = {-(-atoms // self.n_parts) for atoms in self.ladder.atoms}
+        self.steps = replace(
+            self.ladder,
+            batch_size=-(-self.ladder.batch_size // self.n_parts),
+            atoms=tuple(sorted(shares.union(self.ladder.atoms))),
+        )
 
     def batches(self, order):
-        """Batches, lists of parts, which are lists of indices into the structures."""
-        parts = self.ladder.pack(self.sizes, order)
-        return [parts[i : i + self.n_parts] for i in range(0, len(parts), self.n_parts)]
+        """Lists of indices into the structures."""
+        return self.ladder.pack(self.sizes, order)
 
-    def batch(self, parts):
-        """`Graph` and `Labels` of one batch: those of its parts, one after another.
+    def parts(self, indices):
+        """The frames of a batch dealt out, the largest first, to and fro; some may get none."""
+        parts = [[] for _ in range(self.n_parts)]
+        rounds = [*parts, *parts[::-1]]
+        for turn, index in enumerate(sorted(indices, key=lambda i: self.sizes[i], reverse=True)):
+            rounds[turn % len(rounds)].append(index)
+        return parts if self.n_parts > 1 else [list(indices)]
 
-        Parts have one shape; where there are too few, the last ones are empty.
-        """
-        sizes = [[self.sizes[i] for i in indices] for indices in parts]
-        shape = self.ladder.shape(
+    def batch(self, indices):
+        """`Graph` and `Labels` of one batch: its parts, of one shape, one after another."""
+        parts = self.parts(indices)
+        sizes = [[self.sizes[i] for i in part] for part in parts]
+        shape = self.steps.shape(
             max(sum(atoms for atoms, _ in part) for part in sizes),
             max(width for part in sizes for _, width in part),
         )
-        empty = [[]] * (self.n_parts - len(parts))
-        made = [self.part(indices, shape) for indices in [*parts, *empty]]
-        return (
-            made[0] if len(made) == 1 else jax.tree.map(lambda *rows: np.concatenate(rows), *made)
-        )
+        made = [self.part(part, shape) for part in parts]
+        if len(made) == 1:
+            return made[0]
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *made)
 
     def part(self, indices, shape):
+        """`Graph` and `Labels` of some frames; without any all is padding."""
         frames = [(self.kinds[i], self.structures[i], self.tables[i]) for i in indices]
         labels = pad_labels(
             [self.structures[i] for i in indices],
