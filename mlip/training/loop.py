@@ -175,10 +175,8 @@ def train(config, resume=False, show=None):
                 run.to_the_end(check)
             except Stop as stop:
                 run.save()
-                show.line(
-                    f"stopped by {stop}; the state is saved: go on with --resume, or see what there "
-                    f"is with mlip report {out}"
-                )
+                onward = f"go on with --resume, or see what there is with mlip report {out}"
+                show.line(f"stopped by {stop}; the state is saved: {onward}")
                 raise
     return load_model(out / "model.safetensors")
 

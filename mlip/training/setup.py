@@ -322,12 +322,12 @@ class Frames:
         self.baselines = [potential.baseline(s) for s in structures]
         self.sizes = [table.size() for table in tables]
         self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
-        devices = jax.local_devices()[: self.ladder.batch_size]
+        devices = jax.local_devices()[: config.batch_size]
         self.n_parts = len(devices)
         self.devices = tuple(devices) if self.n_parts > 1 else None
         # Of a part: mostly a whole batch's atoms divided by their number, at most all of them.
         shares = {-(-atoms // self.n_parts) for atoms in self.ladder.atoms}
-        self.steps = replace(
+        self.part_ladder = replace(
             self.ladder,
             batch_size=-(-self.ladder.batch_size // self.n_parts),
             atoms=tuple(sorted(shares.union(self.ladder.atoms))),
@@ -349,7 +349,7 @@ class Frames:
         """`Graph` and `Labels` of one batch: its parts, of one shape, one after another."""
         parts = self.parts(indices)
         sizes = [[self.sizes[i] for i in part] for part in parts]
-        shape = self.steps.shape(
+        shape = self.part_ladder.shape(
             max(sum(atoms for atoms, _ in part) for part in sizes),
             max(width for part in sizes for _, width in part),
         )
