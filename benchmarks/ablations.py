@@ -3,12 +3,12 @@
     python benchmarks/ablations.py --set acac --epochs 60 --cores 0
     python benchmarks/ablations.py --set silicon --epochs 200 --variants recipe,SOAP --seeds 0,1,2
 
-Every variant differs from the recipe of `accuracy.py` (small size) in one thing. It is trained in a
-process of its own; epochs are counted rather than minutes, so that errors do not depend on what
-else the machine does, and the time of the processor for an epoch stands beside them. Weights are
-selected on frames split from the training file. Variants that the package does not offer take the
-place of its functions here. Rows are added to `benchmarks/results/ablations.json`, which keeps what
-is there already: a stopped run goes on.
+Every variant differs from the recipe of `accuracy.py` (small size) in what its name says. It is
+trained in a process of its own, on one core; epochs are counted rather than minutes, so that errors
+do not depend on what else the machine does, and the processor's time for an epoch stands beside
+them. Weights are selected on frames split from the training file. Variants that the package does
+not offer take the place of its functions here. Rows are added to
+`benchmarks/results/ablations.json`, which keeps what is there already: a stopped run goes on.
 """
 
 import argparse
@@ -18,12 +18,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
 from accuracy import ROOT, SETS, SIZES, divide, machine, test_errors
+
+from mlip.files import atomic_write
 
 RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
 
@@ -277,7 +280,7 @@ def main():
         for variant in args.variants.split(",")
     ]
     tasks = [t for t in tasks if not any(same(t, row) for row in known["rows"])]
-    cores = Queue()
+    cores, writing = Queue(), threading.Lock()
     for core in args.cores.split(","):
         cores.put(core)
 
@@ -295,11 +298,13 @@ def main():
             print(f"{task['variant']} failed: {done.stderr[-500:]}", flush=True)
             return
         row = json.loads(done.stdout.splitlines()[-1])
-        # Another run of this script may have written meanwhile.
-        now = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-        command = "python benchmarks/ablations.py --set SET --epochs EPOCHS"
-        now |= machine() | {"command": command, "rows": [*now["rows"], row]}
-        RESULTS.write_text(json.dumps(now, indent=1) + "\n")
+        with writing:
+            # Another run of this script may have written meanwhile.
+            now = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+            command = f"python benchmarks/ablations.py --set {args.set} --epochs {args.epochs}"
+            now |= machine() | {"command": command, "cores": [core], "rows": [*now["rows"], row]}
+            with atomic_write(RESULTS) as temporary:
+                temporary.write_text(json.dumps(now, indent=1) + "\n")
         errors = "  ".join(
             f"{name} {e['energy_rmse_mev']:.2f} / {e['forces_rmse_mev_per_A']:.2f}"
             for name, e in row["test"].items()

@@ -1,7 +1,7 @@
 """Peak memory of an evaluation for growing silicon cells, ours and peers.
 
     python benchmarks/memory.py --cores 0 --atoms 10648
-    python benchmarks/memory.py --models ours --atoms 110592
+    python benchmarks/memory.py --models ours --atoms 110592 --out memory_110592.json
 
 Every row is a fresh process. Its memory is the most it had in RAM, less what it had once the model
 was built; compiling counts, which is why every further atom costs less than the first ones. Prints

@@ -271,7 +271,7 @@ def ablations():
 
 
 def ablation(rows, name):
-    """Errors of the first test and time of an epoch relative to the recipe's; means over seeds."""
+    """Errors of the first test, and seconds of the processor for an epoch; means over seeds."""
     rows = [r for r in rows if r["variant"] == name]
     if not rows:
         return "–"
