@@ -219,38 +219,15 @@ def startup():
 
 def growth():
     """Time and memory against the number of atoms."""
-    row, memory, large = (results(name) for name in ("scaling", "memory", "memory_110592"))
+    row, memory = (results(name) for name in ("scaling", "memory"))
     atoms = [r for r in row["rows"] if r["growing"] == "atoms"]
-    held = {r["atoms"]: r for r in memory["rows"] + large["rows"] if r["model"] == "ours"}
+    held = {r["atoms"]: r for r in memory["rows"] if r["model"] == "ours"}
     lines = ["| silicon, atoms | µs an atom | MB of the process |", "|---|---|---|"]
     for r in atoms:
         megabytes = held.get(r["atoms"])
         cell = f"{megabytes['megabytes']:.0f}" if megabytes else ""
         lines.append(f"| {r['atoms']:,} | {1000 * r['ms'] / r['atoms']:.0f} | {cell} |")
-    lines += [
-        f"| {n:,} | | {r['megabytes']:.0f} |" for n, r in held.items() if n > atoms[-1]["atoms"]
-    ]
-    return "\n".join([*lines, "", *map(measured, (row, memory, large))])
-
-
-def two_cores():
-    """Milliseconds on one core and on two."""
-    row = results("cores")
-    found = {(r["structure"], r["model"], r["cores_used"]): r for r in row["rows"]}
-    models = list(dict.fromkeys(r["model"] for r in row["rows"]))
-    most = len(row["cores"])
-    heads = [f"{'this package' if m == 'ours' else m}, {n}" for m in models for n in (1, most)]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for structure in dict.fromkeys(r["structure"] for r in row["rows"]):
-        cells = []
-        for model in models:
-            alone, together = (found[structure, model, n] for n in (1, most))
-            cells += [
-                rounded(alone["ms"]),
-                f"{rounded(together['ms'])} ({together['speedup']:.2f}×)",
-            ]
-        lines.append(f"| {STRUCTURES.get(structure, structure)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", measured(row)])
+    return "\n".join([*lines, "", measured(row), measured(memory)])
 
 
 def ablations():
@@ -286,7 +263,6 @@ def ablation(rows, name):
 
 
 TABLES = {
-    "cores": two_cores,
     "ablations": ablations,
     "dynamics": dynamics,
     "startup": startup,
