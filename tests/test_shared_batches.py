@@ -114,9 +114,11 @@ def test_a_shared_training_goes_on_with_another_number_of_devices(folder, stoppe
 
 def test_a_frame_in_any_part_is_named(folder):
     frames = ase.io.read(folder / "train.xyz", ":")
-    frames[11].calc.results["forces"][0, 0] = 1e160  # whose square is no number
+    frames[11].calc.results["forces"][0, 0] = 9e6
     ase.io.write(folder / "bad.xyz", frames)
-    process = start(folder, 4, "bad", "--train", "bad.xyz", "--no-check", "--valid", "train.xyz")
+    # Times this weight its square is no number, while those of the others are.
+    flags = "--train bad.xyz --no-check --valid train.xyz --forces-weight 1e296".split()
+    process = start(folder, 4, "bad", *flags)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert "in bad.xyz#11;" in output
