@@ -230,6 +230,26 @@ def growth():
     return "\n".join([*lines, "", measured(row), measured(memory)])
 
 
+def two_cores():
+    """Milliseconds on one core and on two."""
+    row = results("cores")
+    found = {(r["structure"], r["model"], r["cores_used"]): r for r in row["rows"]}
+    models = list(dict.fromkeys(r["model"] for r in row["rows"]))
+    most = len(row["cores"])
+    heads = [f"{'this package' if m == 'ours' else m}, {n}" for m in models for n in (1, most)]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for structure in dict.fromkeys(r["structure"] for r in row["rows"]):
+        cells = []
+        for model in models:
+            alone, together = (found[structure, model, n] for n in (1, most))
+            cells += [
+                rounded(alone["ms"]),
+                f"{rounded(together['ms'])} ({together['speedup']:.2f}×)",
+            ]
+        lines.append(f"| {STRUCTURES.get(structure, structure)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", measured(row)])
+
+
 def ablations():
     """Forces' errors of variants of the recipe, a column for each set."""
     row = results("ablations")
@@ -263,6 +283,7 @@ def ablation(rows, name):
 
 
 TABLES = {
+    "cores": two_cores,
     "ablations": ablations,
     "dynamics": dynamics,
     "startup": startup,
