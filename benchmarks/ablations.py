@@ -108,6 +108,18 @@ def schedule_free(config):
     )
 
 
+def decayed(weight_decay):
+    """Muon with decoupled weight decay."""
+
+    def build(config):
+        import optax
+
+        muon = optax.contrib.muon(-1.0, consistent_rms=0.2, weight_decay=weight_decay)
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), muon)
+
+    return {"functions": {"build": build}}
+
+
 def small_readouts(network, seed):
     """A start from energies ten times as small."""
     from mlip.model.network import initialize
@@ -175,6 +187,8 @@ VARIANTS = {
         "functions": {"mix_degrees": normalized_features},
         "optimizer": ADAM,
     },
+    "weight decay 0.01": decayed(0.01),
+    "weight decay 0.1": decayed(0.1),
     "AdamW": {"optimizer": {"optimizer": "adamw"}},
     "schedule-free Adam": {
         "functions": {"build": schedule_free, "apply": lambda pair, *_: pair},

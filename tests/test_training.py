@@ -14,6 +14,7 @@ import ase.io
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import CONFIGS, SHAPE, make_structure
 
@@ -145,6 +146,22 @@ def test_the_learning_rate_warms_up_and_decays():
     assert config.rate(100, 1.0) == pytest.approx(0.002)
     assert replace(config, decay="linear").rate(100, 0.25) == pytest.approx(0.0155)
     assert replace(config, decay="none").rate(100, 1.0) == pytest.approx(0.02)
+
+
+def test_muon_of_stacked_matrices_is_muon_of_each():
+    sizes = {"b": (3, 4), "a": (3, 4), "long": (5, 3), "species": (2, 3, 4), "d": (3, 4)}
+    rng = np.random.default_rng(0)
+    parameters = {name: rng.normal(size=size) for name, size in sizes.items()}
+    each = optax.contrib.muon(-1.0, consistent_rms=0.2)
+    ours, state = optimizer.muon(), each.init(parameters)
+    stacks = ours.init(parameters)
+    for _ in range(3):
+        gradients = {name: rng.normal(size=size) for name, size in sizes.items()}
+        expected, state = each.update(gradients, state, parameters)
+        updates, stacks = ours.update(gradients, stacks, parameters)
+        assert updates.keys() == expected.keys()
+        for name in sizes:
+            np.testing.assert_allclose(updates[name], expected[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["muon", "adam", "adamw"])
