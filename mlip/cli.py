@@ -40,7 +40,13 @@ REMEDIES = {
 
 def main(arguments=None):
     """Run one command; returns the exit status, 2 for input that cannot be used."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # also while modules are imported
+        return 130
+
+
+def _run(arguments):
     # Before jax starts: XLA takes its own flags in a kept program for those of a foreign processor,
     # and warns of crashes.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -55,8 +61,6 @@ def main(arguments=None):
             raise
         print(f"mlip {known.command}: {_message(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _message(error):

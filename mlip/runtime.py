@@ -10,6 +10,9 @@ from pathlib import Path
 
 import jax
 
+# Lines of /proc/cpuinfo, on x86 and on ARM.
+TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+
 
 def keep_compiled_programs():
     """Keep compiled programs in the user's cache folder, so that the next process starts quicker.
@@ -31,11 +34,12 @@ def keep_compiled_programs():
 
 def _processor():
     """What tells apart processors for which programs are compiled."""
+    unknown = f"{platform.machine()} {platform.processor()}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+        return unknown
+    return "".join(sorted({line for line in lines if line.startswith(TELLING)})) or unknown
 
 
 def use_all_cores():

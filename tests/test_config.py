@@ -67,6 +67,11 @@ def test_without_a_limit_there_are_200_epochs():
         ("[network]\nradial_widths = 64", r"radial_widths is 64; give a list"),
         ("[optimizer]\nlearning_rate = -1", "learning_rate is -1.0; it must be positive"),
         ("[optimizer]\noptimizer = 'sgd'", "optimizer is 'sgd'; choose one of muon, adam, adamw"),
+        (
+            "[optimizer]\noptimizer = 'adam'\nweight_decay = 0.1",
+            "weight_decay is 0.1, but adam has none; .* take optimizer muon or adamw",
+        ),
+        ("[optimizer]\namsgrad = true", "amsgrad is True, but muon has none; .*adam or adamw"),
         ("[optimizer]\ndecay = 'step'", "decay is 'step'; choose one of cosine, linear, none"),
         ("[optimizer]\nema = 1.0", r"ema is 1.0; it must lie in \[0, 1\)"),
         ("[loss]\nloss = 'mae'", "loss is 'mae'; choose one of mse, huber"),

@@ -64,6 +64,20 @@ def test_a_run_starts_from_the_errors_of_its_potential_and_lowers_them(tmp_path,
         train(replace(config, trainable="2"), resume=True)
 
 
+def test_a_start_that_no_epoch_betters_is_kept(tmp_path, trained):
+    show, spoiling = Lines(), OptimizerConfig(learning_rate=1.0, warmup_steps=0, decay="none")
+    config = config_for(tmp_path, init=trained[0], e0="keep", max_epochs=2, optimizer=spoiling)
+    potential = train(config, show=show)
+    assert all(not row["best"] for row in rows_of(config.out))
+    assert potential.training["best_epoch"] == 0
+    assert "no epoch was better than the model at the start, which is kept" in show.texts
+    start = load_model(trained[0])
+    for name, value in start.parameters.items():
+        np.testing.assert_array_equal(potential.parameters[name], value, err_msg=name)
+    (line,) = (text for text in show.texts if text.startswith("before training: "))
+    assert f"{potential.training['valid_forces_rmse_mev_per_A']:.2f}" in line
+
+
 @pytest.mark.parametrize(
     ("trainable", "moves"),
     [
@@ -73,7 +87,9 @@ def test_a_run_starts_from_the_errors_of_its_potential_and_lowers_them(tmp_path,
     ],
 )
 def test_parameters_that_do_not_move_stay_bit_for_bit(tmp_path, trained, trainable, moves):
-    config = config_for(tmp_path, init=trained[0], trainable=trainable, max_epochs=2)
+    gentle = OptimizerConfig(learning_rate=0.004, warmup_steps=0)  # that betters the start
+    settings = {"trainable": trainable, "max_epochs": 3, "optimizer": gentle}
+    config = config_for(tmp_path, init=trained[0], **settings)
     before, after = load_model(trained[0]), train(config)
     moving = set(names_that_move(trainable, before))
     assert {"readout_1"} < moving < set(before.parameters)

@@ -25,12 +25,12 @@ from mlip.data.structure import to_ase
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import energies_and_pull, forces_and_stress, untrained
 from mlip.quickstart import data_file
-from mlip.training import optimizer
+from mlip.training import checkpoint, optimizer
 from mlip.training.checkpoint import RunStates
-from mlip.training.loop import train
-from mlip.training.loss import LossConfig, batch_loss, loss_and_gradient
+from mlip.training.loop import error_sums, train
+from mlip.training.loss import LossConfig, batch_loss, label_counts, loss_and_gradient
 from mlip.training.optimizer import OptimizerConfig
-from mlip.training.setup import TrainConfig
+from mlip.training.setup import Frames, TrainConfig
 
 TINY = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=3.0)
 
@@ -87,7 +87,8 @@ def test_the_gradient_of_the_loss_is_that_of_plain_reverse_mode(loss, network):
         inner = replace(potential.weights, parameters=parameters)
         energies, pull = energies_and_pull(potential.network, inner, graph)
         forces, stress = forces_and_stress(graph, pull)
-        return batch_loss(config, weights, graph, labels, energies, forces, stress)[0]
+        outputs = energies, forces, stress
+        return batch_loss(config, weights, label_counts(labels), graph, labels, *outputs)[0]
 
     with potential.precision():
         expected_loss, expected = jax.jit(jax.value_and_grad(plain))(potential.weights.parameters)
@@ -101,6 +102,34 @@ def test_the_gradient_of_the_loss_is_that_of_plain_reverse_mode(loss, network):
         np.testing.assert_allclose(
             gradient[name], expected[name], rtol=1e-9, atol=1e-12 * float(value), err_msg=name
         )
+
+
+def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_path):
+    config = config_for(tmp_path, batch_size=5, dtype="float64")
+    structures = [
+        replace(s, energy=None) if i == 1 else s for i, s in enumerate(read(config.train))
+    ]
+    tables = [build_table(s, TINY.cutoff) for s in structures]
+    found = []
+    for block in (0, 2):  # all atoms at once, and as for a small cache
+        potential = replace(
+            untrained(TINY, (1, 6, 8), dtype="float64", average_neighbors=5), block=block
+        )
+        frames = Frames(structures, tables, potential, config)
+        graph, labels = frames.batch([3, 1, 4, 0, 5])
+        settings = potential.network, config.loss, None, frames.turns
+        with potential.precision():
+            gradient, (loss, (shares, _)) = jax.jit(
+                lambda w, t=frames.turns, g=graph, b=labels, n=potential.network: loss_and_gradient(
+                    n, config.loss, (1.0, 100.0, 0.0), w, g, b, turns=t
+                )
+            )(potential.weights)
+            sums = error_sums(*settings, potential.weights, graph, labels)
+        found.append((frames.turns, gradient, loss, np.sort(shares)[-5:], sums))
+    (whole, *expected), (parts, *others) = found
+    assert (whole, parts) == (1, 5)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-10)
 
 
 def test_missing_labels_do_not_pull_on_the_parameters():
@@ -139,6 +168,12 @@ def test_the_second_stage_raises_the_energy_weight():
     assert LossConfig(stage_two_energy_weight=0).weights(1.0)[0] == 1
 
 
+@pytest.mark.parametrize(("first", "later"), [(0.0, 0.0), (1.0, 1000.0), (5000.0, 5000.0)])
+def test_the_second_stage_lowers_no_energy_weight_and_begins_none(first, later):
+    config = LossConfig(energy_weight=first)
+    assert (config.weights(0.0)[0], config.weights(1.0)[0]) == (first, later)
+
+
 def test_the_learning_rate_warms_up_and_decays():
     config = OptimizerConfig(learning_rate=0.02, warmup_steps=10, final_learning_rate=0.002)
     assert config.rate(4, 0.0) == pytest.approx(0.01)
@@ -152,8 +187,8 @@ def test_muon_of_stacked_matrices_is_muon_of_each():
     sizes = {"b": (3, 4), "a": (3, 4), "long": (5, 3), "species": (2, 3, 4), "d": (3, 4)}
     rng = np.random.default_rng(0)
     parameters = {name: rng.normal(size=size) for name, size in sizes.items()}
-    each = optax.contrib.muon(-1.0, consistent_rms=0.2)
-    ours, state = optimizer.muon(), each.init(parameters)
+    each = optax.contrib.muon(-1.0, consistent_rms=0.2, weight_decay=0.1)
+    ours, state = optimizer.muon(weight_decay=0.1), each.init(parameters)
     stacks = ours.init(parameters)
     for _ in range(3):
         gradients = {name: rng.normal(size=size) for name, size in sizes.items()}
@@ -257,6 +292,15 @@ def test_a_resume_with_other_settings_is_refused(tmp_path):
         train(replace(config, seed=5), resume=True)
     with pytest.raises(FileNotFoundError, match="holds no run to resume"):
         train(replace(config, out=str(tmp_path / "other")), resume=True)
+
+
+def test_a_resume_from_states_of_another_version_is_refused(tmp_path, monkeypatch):
+    config = config_for(tmp_path, max_epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "STATE_FORMAT", 1)
+        train(config)
+    with pytest.raises(ValueError, match="states of format 1, .* goes on from format 2; start a"):
+        train(replace(config, max_epochs=2), resume=True)
 
 
 def test_a_resume_with_other_data_is_refused(tmp_path):

@@ -49,6 +49,8 @@ def run(arguments):
     structures = read(arguments.data, keys)
     looked = check(arguments.data, keys, potential.config.cutoff, e0=None)
     used = potential
+    for structure in structures:
+        potential.species_of(structure)  # an unknown element is named here, with all that are known
     if not arguments.unfolded:
         present = {int(z) for structure in structures for z in structure.numbers}
         used = fold(potential, present.intersection(potential.species) or None)

@@ -98,6 +98,5 @@ def _lower_training(potential, graph, labels):
     state = TrainState(parameters, moments, parameters, parameters)
     rates = (0.01, 0.005, (1.0, 1.0, 1.0))
     weights = replace(potential.weights, parameters=parameters)
-    return train_step.lower(
-        potential.network, LossConfig(), config, None, state, weights, graph, labels, rates
-    )
+    settings = potential.network, LossConfig(), config, None, 1  # one device, at one turn
+    return train_step.lower(*settings, state, weights, graph, labels, rates)

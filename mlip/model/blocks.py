@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 SMALL = 4  # blocks that are taken at once
+SLOTS_AT_ONCE = 70  # likewise in the network, for each atom of a block
 
 
-def map_blocks(function, block, *arrays):
+def map_blocks(function, block, *arrays, at_once=None):
     """`function(*arrays)` taken `block` atoms at a time, and again so in the reverse pass.
 
     Args:
@@ -19,12 +20,13 @@ def map_blocks(function, block, *arrays):
       block: about how many atoms at a time; None takes all at once, as does a number of atoms so
         small that the loop would cost more than the cache saves.
       arrays: [n_atoms, ...]
+      at_once: that number, by default a few blocks.
 
     Returns:
       what `function` gives, for all atoms.
     """
     n_atoms = arrays[0].shape[0]
-    if block is None or n_atoms <= SMALL * block:
+    if block is None or n_atoms <= (SMALL * block if at_once is None else at_once):
         return function(*arrays)
     # Of sizes near the wanted one, that which leaves the fewest rows to fill.
     sizes = range(block - block // 2, 2 * block)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.graph import Graph
-from mlip.model.blocks import from_all_devices, gather_senders, map_blocks
+from mlip.model.blocks import SLOTS_AT_ONCE, from_all_devices, gather_senders, map_blocks
 from mlip.model.radial import (
     BASES,
     SILU_GAIN,
@@ -181,10 +181,16 @@ class Network(nn.Module):
                 senders = gather_senders(mix_degrees(features, weights), graph, self.axis)
                 step = functools.partial(pass_layer, config, layer, weights, average_neighbors)
                 rows = (graph.displacement, senders, features, graph.species, *reach)
-                features, energies = map_blocks(step, self.block, *rows)
+                at_once = self.slots_at_once and self.slots_at_once // graph.neighbors.shape[1]
+                features, energies = map_blocks(step, self.block, *rows, at_once=at_once)
                 energy += energies
                 invariants.append(features[:, 0])
             return energy, tuple(invariants)
+
+    @property
+    def slots_at_once(self):
+        """Neighbours of so many atoms together stay in the cache; None where all are taken."""
+        return self.block and SLOTS_AT_ONCE * self.block
 
     def weight(self, name, shape):
         return self.param(name, nn.initializers.normal(1.0), shape)

@@ -19,6 +19,7 @@ from mlip.model.potential import Potential
 
 FORMAT = "mlip-jax model"
 FORMAT_VERSION = 2  # 2: the network has more settings, all with the defaults of 1
+STATE_FORMAT = 2  # of a run's states; 2: the optimizer keeps the matrices of one size together
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
 
 
@@ -184,6 +185,7 @@ class RunStates:
 
     def save(self, state, progress):
         """Keep the arrays of a state and the JSON values that say where the run stands."""
+        progress = progress | {"format": STATE_FORMAT}
         self.manager.save(
             (self.manager.latest_step() or 0) + 1,
             args=self.ocp.args.Composite(
@@ -193,15 +195,26 @@ class RunStates:
         )
 
     def restore(self, like):
-        """The latest state, shaped `like` a fresh one, and its progress, or None."""
+        """The latest state, shaped `like` a fresh one, and its progress, or None.
+
+        Raises:
+          ValueError: another version of the package wrote it.
+        """
         latest = self.manager.latest_step()
         if latest is None:
             return None
-        args = self.ocp.args.Composite(
-            state=self.ocp.args.StandardRestore(like), progress=self.ocp.args.JsonRestore()
-        )
-        restored = self.manager.restore(latest, args=args)
-        return restored["state"], restored["progress"]
+
+        def read(**parts):
+            return self.manager.restore(latest, args=self.ocp.args.Composite(**parts))
+
+        progress = read(progress=self.ocp.args.JsonRestore())["progress"]
+        if (found := progress.pop("format", None)) != STATE_FORMAT:
+            raise ValueError(
+                f"{self.manager.directory} holds states of format {found}, and this version of "
+                f"mlip-jax goes on from format {STATE_FORMAT}; start a new run, from its "
+                "model.safetensors with --init if you like, or install the version that wrote them"
+            )
+        return read(state=self.ocp.args.StandardRestore(like))["state"], progress
 
     def close(self):
         self.manager.close()

@@ -21,7 +21,7 @@ from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, load_model, save_model
 from mlip.training.finetune import adopt_network, names_that_move
-from mlip.training.loss import batch_loss, from_all, loss_and_gradient
+from mlip.training.loss import batch_loss, from_all, in_turns, loss_and_gradient
 from mlip.training.setup import check_folder, prepare
 from mlip.units import MEV
 
@@ -50,8 +50,8 @@ class Progress:
     seconds: float = 0.0
     sums: dict = field(default_factory=dict)  # of this epoch so far
     best_loss: float | None = None
-    best_epoch: int = 0
-    rows: int = 0  # lines of metrics.jsonl that belong to this state
+    best_epoch: int = 0  # 0 is the start, where that was a trained model
+    best_errors: dict = field(default_factory=dict)  # on the validation set, by name
     data: str = ""  # names and sha256 of the training, validation and E0 files
 
 
@@ -74,14 +74,15 @@ def shared(function, devices, out_specs):
     return over_devices
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
 def train_step(
-    network, loss_config, optimizer_config, devices, state, weights, graph, labels, rates
+    network, loss_config, optimizer_config, devices, turns, state, weights, graph, labels, rates
 ):
     """One step on one batch.
 
     Args:
       devices: that share the batch, see `shared`.
+      turns: parts of the batch that each of them takes one after another.
       weights: the potential's `Weights`; those of its parameters that move are in the state.
       rates: (learning rate, share of the new parameters in the running average, (weights of
         energy, forces, stress)).
@@ -92,13 +93,13 @@ def train_step(
     learning_rate, renewal, loss_weights = rates
     weights = replace(weights, parameters=weights.parameters | state.parameters)
 
-    def of_part(weights, graph, labels, loss_weights):
+    def of_share(weights, graph, labels, loss_weights):
         names, axis = tuple(state.parameters), None if devices is None else AXIS
-        arguments = network, loss_config, loss_weights, weights, graph, labels, names, axis
+        arguments = network, loss_config, loss_weights, weights, graph, labels, names, axis, turns
         return loss_and_gradient(*arguments)
 
     outputs = SAME, (SAME, (PART, SAME))
-    gradient, report = shared(of_part, devices, outputs)(weights, graph, labels, loss_weights)
+    gradient, report = shared(of_share, devices, outputs)(weights, graph, labels, loss_weights)
     transformation = optimizer.build(optimizer_config)
     updates, moments = transformation.update(gradient, state.optimizer, state.parameters)
     parameters, average = optimizer.apply(
@@ -111,18 +112,21 @@ def train_step(
     return TrainState(parameters, moments, average, state.best), report
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def error_sums(network, loss_config, devices, weights, graph, labels):
-    """Sums of squared errors of a batch, and their counts."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def error_sums(network, loss_config, devices, turns, weights, graph, labels):
+    """Sums of squared errors of a batch, and their counts; arguments as of `train_step`."""
 
-    def of_part(weights, graph, labels):
-        energies, pull = energies_and_pull(network, weights, graph)
-        forces, stress = forces_and_stress(graph, pull)
-        ones = (1.0, 1.0, 1.0)
-        _, (_, sums) = batch_loss(loss_config, ones, graph, labels, energies, forces, stress)
+    def of_share(weights, graph, labels):
+        def of_part(graph, labels):
+            energies, pull = energies_and_pull(network, weights, graph)
+            outputs = energies, *forces_and_stress(graph, pull)
+            ones = (1.0, 1.0, 1.0)
+            return batch_loss(loss_config, ones, ones, graph, labels, *outputs)[1][1], ()
+
+        sums, _ = in_turns(of_part, turns, graph, labels)
         return from_all(sums, None if devices is None else AXIS)
 
-    return shared(of_part, devices, SAME)(weights, graph, labels)
+    return shared(of_share, devices, SAME)(weights, graph, labels)
 
 
 def train(config, resume=False, show=None):
@@ -166,9 +170,7 @@ def train(config, resume=False, show=None):
             run.restore()
         else:
             if config.init:
-                found = _rmse(run.errors()).items()
-                errors = ", ".join(f"{name} {value:.2f}" for name, value in found if value)
-                show.line(f"before training: {errors}")
+                run.validate_start()
             (out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that left no state
         with stop_signals() as check:
             try:
@@ -200,6 +202,7 @@ class Run:
         self.frames = frames
         every = range(len(valid_frames.structures))
         self.valid = [valid_frames.batch(b) for b in valid_frames.batches(every)]
+        self.valid_turns = valid_frames.turns
         moving = names_that_move(config.trainable, potential)
         parameters = {name: potential.weights.parameters[name] for name in moving}
         copies = [jax.tree.map(jnp.copy, parameters) for _ in range(3)]
@@ -236,7 +239,7 @@ class Run:
         path = self.out / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         with atomic_write(path) as temporary:
-            temporary.write_text("".join(lines[: self.progress.rows]))
+            temporary.write_text("".join(lines[: self.progress.epoch]))
         self.show.line(
             f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}, "
             f"{self.before / 60:.1f} minutes in"
@@ -258,13 +261,15 @@ class Run:
 
     def to_the_end(self, check):
         # However short the time, there is a step and a validation, so that there is a model.
-        while self.progress.best_loss is None or not self.finished():
+        while self.progress.epoch == 0 or not self.finished():
             self.epoch(check)
+        if self.progress.best_epoch == 0:
+            self.show.line("no epoch was better than the model at the start, which is kept")
         self.save()
 
     def finished(self):
         waited = self.progress.epoch - self.progress.best_epoch
-        if self.config.patience and self.progress.best_loss and waited >= self.config.patience:
+        if self.config.patience and waited >= self.config.patience:
             self.show.line(f"stopped early: no better validation error for {waited} epochs")
             return True
         epochs, minutes = self.config.max_epochs, self.config.max_minutes
@@ -303,6 +308,7 @@ class Run:
             config.loss,
             config.optimizer,
             self.devices,
+            self.frames.turns,
             self.state,
             self.weights,
             graph,
@@ -310,7 +316,7 @@ class Run:
             rates,
         )
         if not np.isfinite(loss):
-            self.refuse(self.frames.parts(indices), np.asarray(shares))
+            self.refuse(self.frames.parts(indices, self.frames.n_parts), np.asarray(shares))
         total = {k: progress.sums.get(k, 0.0) + float(v) for k, v in sums.items()}
         self.progress = replace(
             progress, batch=progress.batch + 1, step=progress.step + 1, sums=total
@@ -331,14 +337,18 @@ class Run:
             "labels and shortest distance and remove it, or lower --learning-rate"
         )
 
+    def validate_start(self):
+        """The model that the training starts from is the best so far."""
+        loss, errors = self.validation()
+        if math.isfinite(loss):
+            self.progress = replace(self.progress, best_loss=loss, best_errors=errors)
+        found = (f"{k.removeprefix('valid_')} {v:.2f}" for k, v in errors.items() if v)
+        self.show.line(f"before training: {', '.join(found)}")
+
     def validate(self, fraction):
         """Errors of the averaged weights; the best are kept."""
         config, progress = self.config, self.progress
-        errors = self.errors()
-        # Always by the weights of the end, so that all epochs are compared by one measure.
-        loss = sum(
-            w * e for w, e in zip(config.loss.weights(1.0), errors.values()) if e is not None
-        )
+        loss, errors = self.validation()
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the validation error is not finite after step {progress.step}; lower "
@@ -355,7 +365,7 @@ class Run:
             sums={},
             best_loss=loss if better else progress.best_loss,
             best_epoch=progress.epoch + 1 if better else progress.best_epoch,
-            rows=progress.rows + 1,
+            best_errors=errors if better else progress.best_errors,
         )
         row = {
             "epoch": self.progress.epoch,
@@ -363,7 +373,7 @@ class Run:
             "seconds": round(self.seconds(), 3),
             "learning_rate": config.optimizer.rate(progress.step, fraction),
             **{f"train_{k}": v for k, v in _rmse(_mean_squares(progress.sums)).items()},
-            **{f"valid_{k}": v for k, v in _rmse(errors).items()},
+            **errors,
             "valid_loss": loss,
             "best": better,
         }
@@ -371,16 +381,19 @@ class Run:
             file.write(json.dumps(row) + "\n")
         self.show.update(self.progress, fraction, row)
 
-    def errors(self):
-        """Mean squared errors of the averaged weights on the validation set."""
+    def validation(self):
+        """Loss and errors, by name, of the averaged weights on the validation set."""
         parameters, totals = self.weights.parameters | self.state.average, {}
         weights = replace(self.weights, parameters=parameters)
         for graph, labels in self.valid:
-            sums = error_sums(
-                self.potential.network, self.config.loss, self.devices, weights, graph, labels
-            )
+            settings = self.potential.network, self.config.loss, self.devices, self.valid_turns
+            sums = error_sums(*settings, weights, graph, labels)
             totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
-        return _mean_squares(totals)
+        squares = _mean_squares(totals)
+        # Always by the weights of the end, so that all epochs are compared by one measure.
+        weighed = zip(self.config.loss.weights(1.0), squares.values())
+        loss = sum(weight * square for weight, square in weighed if square is not None)
+        return loss, {f"valid_{name}": error for name, error in _rmse(squares).items()}
 
     def save(self):
         """Keep the state of this moment, and the best potential so far."""
@@ -392,16 +405,15 @@ class Run:
 
     def export(self):
         """Write `model.safetensors` from the best weights."""
-        rows = (self.out / "metrics.jsonl").read_text().splitlines()
-        best = json.loads(rows[self.progress.best_epoch - 1])
         training = self.potential.training | {
             "epochs": self.progress.epoch,
             "best_epoch": self.progress.best_epoch,
             "steps": self.progress.step,
             "minutes": round(self.seconds() / 60, 2),
             "device": jax.devices()[0].device_kind,
-            "devices": self.frames.n_parts,
-            **{k: v for k, v in best.items() if k.startswith("valid_")},
+            "devices": len(self.devices or [None]),
+            **self.progress.best_errors,
+            "valid_loss": self.progress.best_loss,
         }
         parameters = self.potential.parameters | jax.tree.map(np.asarray, self.state.best)
         save_model(

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from mlip.model.potential import atom_energies, energies_and_pull, forces_and_stress, per_structure
 
 KINDS = ("mse", "huber")
+STAGE_TWO_ENERGY_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class LossConfig:
     """Weighted sum of mean errors: energy per atom, force components, stress components.
 
     In the last part of the training the energy weight is raised: forces shape the surface first,
-    the energies are fitted on it afterwards.
+    the energies are fitted on it afterwards. If not given it is 1000 then, unless energies count
+    for more already or not at all.
     """
 
     energy_weight: float = 1.0  # per (eV/atom)²
@@ -25,10 +27,11 @@ class LossConfig:
     loss: str = "mse"  # mse or huber
     huber_delta: float = 0.01  # error where Huber's loss turns linear, in the units above
     stage_two: float = 0.75  # fraction of the training after which the second stage begins
-    stage_two_energy_weight: float = 1000.0  # energy weight then; 0 keeps the first stage's
+    stage_two_energy_weight: float | None = None  # energy weight then; 0: as before; else 1000
 
     def __post_init__(self):
-        for name in ("energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight"):
+        names = "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight"
+        for name in [name for name in names if getattr(self, name) is not None]:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be zero or positive")
@@ -43,18 +46,26 @@ class LossConfig:
 
     def weights(self, progress):
         """Weights of energy, forces and stress when this fraction of the training is done."""
-        second = self.stage_two_energy_weight > 0 and progress >= self.stage_two
-        energy = self.stage_two_energy_weight if second else self.energy_weight
+        energy = self.energy_weight
+        if progress >= self.stage_two:
+            raised = max(energy, STAGE_TWO_ENERGY_WEIGHT) if energy else 0.0
+            given = self.stage_two_energy_weight
+            energy = raised if given is None else given or energy
         return energy, self.forces_weight, self.stress_weight
 
 
-def batch_loss(config, weights, graph, labels, energies, forces, stress, axis=None):
-    """Loss of a batch and of each structure in it.
+def label_counts(labels):
+    """How many structures have energies, atoms forces, and structures stress."""
+    return labels.energy_weight.sum(), labels.forces_weight.sum(), labels.stress_weight.sum()
+
+
+def batch_loss(config, weights, counts, graph, labels, energies, forces, stress):
+    """Loss of a batch, or of a part of it, and of each structure in it.
 
     Args:
       weights: of energy, forces and stress.
+      counts: `label_counts` of the whole batch.
       energies: of the atoms without baseline, [n_atoms], eV.
-      axis: of the devices that share the batch, each of which gives its part of the loss.
 
     Returns:
       loss, and (its share by structure [n_structures], sums of squared errors and their counts).
@@ -63,9 +74,7 @@ def batch_loss(config, weights, graph, labels, energies, forces, stress, axis=No
     energy_error = (per_structure(graph, energies) - labels.energy) / n_atoms
     forces_error = forces - labels.forces
     stress_error = stress - labels.stress
-    n_labels = labels.energy_weight.sum(), labels.forces_weight.sum(), labels.stress_weight.sum()
-    n_frames, n_forces, n_stress = (jnp.maximum(n, 1) for n in from_all(n_labels, axis))
-
+    n_frames, n_forces, n_stress = (jnp.maximum(n, 1) for n in counts)
     forces_loss = _penalty(config, forces_error).mean(axis=1) * labels.forces_weight
     shares = weights[0] * _penalty(config, energy_error) * labels.energy_weight / n_frames
     shares += weights[1] * per_structure(graph, forces_loss) / n_forces
@@ -91,6 +100,31 @@ def from_all(values, axis):
     return restore(jax.lax.psum(flat, axis))
 
 
+def in_turns(function, turns, *batch):
+    """What `function` gives of the parts of a batch, taken one after another.
+
+    Args:
+      function: of a part's arrays to a pair of pytrees.
+      turns: number of parts.
+      batch: pytrees of arrays whose rows are those of the parts, one after another.
+
+    Returns:
+      sums of the first over the parts; rows of the second one after another.
+    """
+    if turns == 1:
+        return function(*batch)
+    parts = jax.tree.map(lambda rows: rows.reshape(turns, -1, *rows.shape[1:]), batch)
+    first, _ = jax.eval_shape(function, *jax.tree.map(lambda rows: rows[0], parts))
+
+    def take(total, part):
+        found, rows = function(*part)
+        return jax.tree.map(jnp.add, total, found), rows
+
+    zero = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), first)
+    total, rows = jax.lax.scan(take, zero, parts)
+    return total, jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), rows)
+
+
 def _penalty(config, error):
     if config.loss == "mse":
         return error**2
@@ -99,7 +133,9 @@ def _penalty(config, error):
     return jnp.where(size < delta, error**2, delta * (2 * size - delta))
 
 
-def loss_and_gradient(network, config, loss_weights, weights, graph, labels, names=None, axis=None):
+def loss_and_gradient(
+    network, config, loss_weights, weights, graph, labels, names=None, axis=None, turns=1
+):
     """Loss of a batch and its gradient by the network's parameters, or those of some names.
 
     With v the derivative of the loss by the edges' pull, the gradient of the forces' and stress'
@@ -109,28 +145,35 @@ def loss_and_gradient(network, config, loss_weights, weights, graph, labels, nam
     Args:
       axis: of the devices that share the batch; all give the same, but for the shares of the
         structures, which are those of their own.
+      turns: parts of the batch that a device takes one after another.
 
     Returns:
       gradient (as `weights.parameters`, of the names only), and what `batch_loss` returns.
     """
-    energies, pull = energies_and_pull(network, weights, graph)
-
-    def of_outputs(energies, pull):
-        forces, stress = forces_and_stress(graph, pull)
-        return batch_loss(config, loss_weights, graph, labels, energies, forces, stress, axis)
-
-    loss, pullback, (shares, sums) = jax.vjp(of_outputs, energies, pull, has_aux=True)
-    by_energies, by_pull = pullback(jnp.ones_like(loss))
-
-    def along(parameters):
-        inner = replace(weights, parameters=weights.parameters | parameters)
-
-        def of_displacement(displacement):
-            return atom_energies(network, inner, replace(graph, displacement=displacement))
-
-        energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
-        return jnp.vdot(by_energies, energies) + derivative.sum()
-
+    counts = from_all(label_counts(labels), axis)
     moving = {name: weights.parameters[name] for name in names or weights.parameters}
-    gradient, loss, sums = from_all((jax.grad(along)(moving), loss, sums), axis)
+
+    def of_part(graph, labels):
+        energies, pull = energies_and_pull(network, weights, graph)
+
+        def of_outputs(energies, pull):
+            outputs = energies, *forces_and_stress(graph, pull)
+            return batch_loss(config, loss_weights, counts, graph, labels, *outputs)
+
+        loss, pullback, (shares, sums) = jax.vjp(of_outputs, energies, pull, has_aux=True)
+        by_energies, by_pull = pullback(jnp.ones_like(loss))
+
+        def along(parameters):
+            inner = replace(weights, parameters=weights.parameters | parameters)
+
+            def of_displacement(displacement):
+                return atom_energies(network, inner, replace(graph, displacement=displacement))
+
+            energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
+            return jnp.vdot(by_energies, energies) + derivative.sum()
+
+        return (jax.grad(along)(moving), loss, sums), shares
+
+    found, shares = in_turns(of_part, turns, graph, labels)
+    gradient, loss, sums = from_all(found, axis)
     return gradient, (loss, (shares, sums))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
-RATES = {"muon": 0.03, "adam": 0.01, "adamw": 0.01}  # learning rates where none is given
+# Where none is given.
+RATES = {"muon": 0.03, "adam": 0.01, "adamw": 0.01}
+WEIGHT_DECAYS = {"muon": 0.0, "adamw": 1e-4}
 DECAYS = ("cosine", "linear", "none")
 
 
@@ -15,14 +17,14 @@ class OptimizerConfig:
     """How the parameters move. The learning rate follows the progress of the whole training."""
 
     optimizer: str = "muon"  # muon, adam or adamw
-    amsgrad: bool = True  # of adam and adamw; Reddi, Kale and Kumar 2018
+    amsgrad: bool | None = None  # of adam and adamw, where it is on if not given; Reddi et al. 2018
     learning_rate: float | None = None  # at its highest; 0.03 with muon and 0.01 else if not given
     decay: str = "cosine"  # cosine, linear or none, over the whole training
     final_learning_rate: float = 0.0  # at the end of the decay
     warmup_steps: int = 100  # steps over which the rate rises linearly from zero
-    weight_decay: float = 1e-4  # of adamw
+    weight_decay: float | None = None  # of muon's matrices, 0, or adamw, 1e-4 if not given
     clip_norm: float = 10.0  # largest norm of the gradient; 0 switches clipping off
-    ema: float = 0.995  # horizon of the averaged weights, which are those saved; 0 for none
+    ema: float = 0.995  # share of the past in the averaged weights, which are those saved; 0: none
 
     def __post_init__(self):
         if self.optimizer not in RATES:
@@ -40,8 +42,14 @@ class OptimizerConfig:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must lie in [0, 1)")
+        for name, known in (("amsgrad", ("adam", "adamw")), ("weight_decay", WEIGHT_DECAYS)):
+            if getattr(self, name) is not None and self.optimizer not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but {self.optimizer} has none; leave it "
+                    f"away, or take optimizer {' or '.join(known)}"
+                )
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be zero or positive")
 
     @property
@@ -72,22 +80,29 @@ def build(config):
 
     Muon (Jordan et al. 2024) turns the momentum of a matrix into the nearest orthogonal one, so
     that all its directions are learned at one pace, with updates of a root mean square of 0.2 (Liu
-    et al. 2025, arXiv:2502.16982). Parameters of three axes, those of species, are left to Adam.
+    et al. 2025, arXiv:2502.16982). Parameters of three axes are left to Adam (Nesterov's).
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    decay = config.weight_decay
+    decay = WEIGHT_DECAYS.get(config.optimizer, 0.0) if decay is None else decay
     if config.optimizer == "muon":
-        return optax.chain(*parts, muon())
-    parts.append((optax.scale_by_amsgrad if config.amsgrad else optax.scale_by_adam)())
-    if config.optimizer == "adamw":
-        parts.append(optax.add_decayed_weights(config.weight_decay))
+        return optax.chain(*parts, muon(decay))
+    parts.append(optax.scale_by_adam() if config.amsgrad is False else optax.scale_by_amsgrad())
+    if decay:
+        parts.append(optax.add_decayed_weights(decay))
     return optax.chain(*parts)
 
 
-def muon():
+def muon(weight_decay=0.0):
     """Muon that takes the matrices of one size together, which costs less than one by one."""
     axes = {"matrices": optax.contrib.MuonDimensionNumbers(1, 2), "others": None}
     # Steps go against the updates here and along them in optax.
-    inner = optax.contrib.muon(-1.0, consistent_rms=0.2, muon_weight_dimension_numbers=axes)
+    inner = optax.contrib.muon(
+        -1.0,
+        weight_decay=weight_decay,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=axes,
+    )
 
     def update(gradients, state, parameters):
         updates, state = inner.update(by_size(gradients), state, by_size(parameters))

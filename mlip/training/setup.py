@@ -29,6 +29,9 @@ from mlip.training.finetune import TRAINABLE, UNSEEN, start_from
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
 
+SAMPLED = 100  # batches that are looked at to choose the number of parts
+MOST_FILLED = 1.1  # rows of parts, padding included, for one row of whole batches
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -238,7 +241,7 @@ def _remarks(config, report):
 def _require_labels(config, structures, where):
     """Refuse a set in which no frame has a label that counts in the loss."""
     weights = {
-        "energy": max(config.loss.energy_weight, config.loss.stage_two_energy_weight),
+        "energy": max(config.loss.weights(progress)[0] for progress in (0.0, 1.0)),
         "forces": config.loss.forces_weight,
         "stress": config.loss.stress_weight,
     }
@@ -311,8 +314,9 @@ def _report(potential, e0, neighbors):
 class Frames:
     """Structures of a data set with their neighbour tables, ready to be padded into batches.
 
-    Every batch is dealt out to the devices of the process, a part to each. Which frames are in a
-    batch does not depend on their number.
+    Every batch is dealt out to the devices of the process in equal parts, as far as there are
+    frames for them; on a CPU in so many more that a part stays in the cache, which each device
+    takes one after another. Which frames are in a batch does not depend on that.
     """
 
     def __init__(self, structures, tables, potential, config):
@@ -323,36 +327,61 @@ class Frames:
         self.sizes = [table.size() for table in tables]
         self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
         devices = jax.local_devices()[: config.batch_size]
-        self.n_parts = len(devices)
-        self.devices = tuple(devices) if self.n_parts > 1 else None
-        # Of a part: mostly a whole batch's atoms divided by their number, at most all of them.
-        shares = {-(-atoms // self.n_parts) for atoms in self.ladder.atoms}
-        self.part_ladder = replace(
-            self.ladder,
-            batch_size=-(-self.ladder.batch_size // self.n_parts),
-            atoms=tuple(sorted(shares.union(self.ladder.atoms))),
-        )
+        self.devices = tuple(devices) if len(devices) > 1 else None
+        self.turns = self.best_turns(len(devices), potential.network.slots_at_once)
+        self.n_parts = len(devices) * self.turns
+
+    def best_turns(self, n_devices, slots_at_once):
+        """Parts for each device: the fewest that are small and do not fill many rows, or one."""
+        most = -(-self.ladder.batch_size // n_devices)
+        if slots_at_once is None or most == 1:
+            return 1
+        some = self.batches(range(len(self.structures)))[:SAMPLED]
+        slots = [sum(self.sizes[i][0] for i in b) * max(self.sizes[i][1] for i in b) for b in some]
+        fewest = math.ceil(np.median(slots) / n_devices / slots_at_once)
+
+        def filled(n_parts):
+            shapes = [self.shape(self.parts(indices, n_parts), n_parts) for indices in some]
+            return n_parts * sum(shape.n_atoms * shape.max_neighbors for shape in shapes)
+
+        enough = MOST_FILLED * filled(n_devices)
+        fit = (t for t in range(fewest, most + 1) if filled(n_devices * t) <= enough)
+        return next(fit, 1)
 
     def batches(self, order):
         """Lists of indices into the structures."""
         return self.ladder.pack(self.sizes, order)
 
-    def parts(self, indices):
+    def parts(self, indices, n_parts):
         """The frames of a batch dealt out, the largest first, to and fro; some may get none."""
-        parts = [[] for _ in range(self.n_parts)]
+        if n_parts == 1:
+            return [list(indices)]
+        parts = [[] for _ in range(n_parts)]
         rounds = [*parts, *parts[::-1]]
         for turn, index in enumerate(sorted(indices, key=lambda i: self.sizes[i], reverse=True)):
             rounds[turn % len(rounds)].append(index)
-        return parts if self.n_parts > 1 else [list(indices)]
+        return parts
 
-    def batch(self, indices):
-        """`Graph` and `Labels` of one batch: its parts, of one shape, one after another."""
-        parts = self.parts(indices)
+    def shape(self, parts, n_parts):
+        """The `Shape` that all parts of a batch are padded to."""
+        # Mostly a whole batch's atoms divided by the number of parts, at most all of them.
+        atoms = {-(-whole // n_parts) for whole in self.ladder.atoms}
+        atoms |= {max(n for n, _ in self.sizes), *self.ladder.atoms}
+        ladder = replace(
+            self.ladder,
+            batch_size=-(-self.ladder.batch_size // n_parts),
+            atoms=tuple(sorted(atoms)),
+        )
         sizes = [[self.sizes[i] for i in part] for part in parts]
-        shape = self.part_ladder.shape(
+        return ladder.shape(
             max(sum(atoms for atoms, _ in part) for part in sizes),
             max(width for part in sizes for _, width in part),
         )
+
+    def batch(self, indices):
+        """`Graph` and `Labels` of one batch: its parts, of one shape, one after another."""
+        parts = self.parts(indices, self.n_parts)
+        shape = self.shape(parts, self.n_parts)
         made = [self.part(part, shape) for part in parts]
         if len(made) == 1:
             return made[0]
