@@ -24,11 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
-from accuracy import ROOT, SETS, SIZES, divide, machine, test_errors
+from accuracy import RESULTS, SETS, SIZES, divide, machine, test_errors
 
 from mlip.files import atomic_write
+from mlip.training.loop import Silent
 
-RESULTS = ROOT / "benchmarks" / "results" / "ablations.json"
+ROWS = RESULTS / "ablations.json"
 
 
 def by_rank(parameters):
@@ -94,7 +95,7 @@ def schedule_free(config):
     import jax.numpy as jnp
     import optax
 
-    rate = optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
+    rate = optax.warmup_constant_schedule(0.0, config.highest_rate, config.warmup_steps)
     inner = optax.contrib.schedule_free(optax.adam(rate, b1=0.0), rate, b1=0.9)
 
     def update(gradients, state, parameters):
@@ -106,18 +107,6 @@ def schedule_free(config):
         optax.clip_by_global_norm(config.clip_norm),
         optax.GradientTransformation(lambda p: jax.tree.map(jnp.copy, inner.init(p)), update),
     )
-
-
-def decayed(weight_decay):
-    """Muon with decoupled weight decay."""
-
-    def build(config):
-        import optax
-
-        muon = optax.contrib.muon(-1.0, consistent_rms=0.2, weight_decay=weight_decay)
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), muon)
-
-    return {"functions": {"build": build}}
 
 
 def small_readouts(network, seed):
@@ -187,8 +176,10 @@ VARIANTS = {
         "functions": {"mix_degrees": normalized_features},
         "optimizer": ADAM,
     },
-    "weight decay 0.01": decayed(0.01),
-    "weight decay 0.1": decayed(0.1),
+    "weight decay 0.001": {"optimizer": {"weight_decay": 0.001}},
+    "weight decay 0.003": {"optimizer": {"weight_decay": 0.003}},
+    "weight decay 0.01": {"optimizer": {"weight_decay": 0.01}},
+    "weight decay 0.1": {"optimizer": {"weight_decay": 0.1}},
     "AdamW": {"optimizer": {"optimizer": "adamw"}},
     "schedule-free Adam": {
         "functions": {"build": schedule_free, "apply": lambda pair, *_: pair},
@@ -212,6 +203,9 @@ VARIANTS = {
     "small readouts at first": {"functions": {"initialize": small_readouts}},
     "normalised radial network": NORMALIZED_RADIAL,
     "normalised features": {"functions": {"mix_degrees": normalized_features}},
+    "radial network of one hidden layer": {"network": {"radial_widths": (64,)}},
+    "radial network of two hidden layers": {"network": {"radial_widths": (64, 64)}},
+    "32 channels with vectors": {"network": {"channels": 32, "hidden_l": 1}},
     "distances by element pair": {"network": {"distance_transform": "agnesi"}},
 }
 
@@ -248,19 +242,18 @@ def train_one(task):
         row = task | {
             "parameters": potential.n_parameters,
             "processor_seconds_an_epoch": clock.median(),
+            "validation": {k: v for k, v in potential.training.items() if k.startswith("valid_")},
             "test": test_errors(run / "model.safetensors", tests, keys),
+            **machine(),
         }
     print(json.dumps(row))
 
 
-class Clock:
+class Clock(Silent):
     """Takes the processor's time of every epoch."""
 
     def __init__(self):
         self.times = []
-
-    def line(self, text):
-        pass
 
     def update(self, progress, fraction, row):
         if row is not None:
@@ -287,7 +280,7 @@ def main():
     if args.task:
         train_one(args.task)
         return
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    known = json.loads(ROWS.read_text()) if ROWS.exists() else {"rows": []}
     tasks = [
         {"set": args.set, "variant": variant, "epochs": args.epochs, "seed": int(seed)}
         for seed in args.seeds.split(",")
@@ -314,10 +307,9 @@ def main():
         row = json.loads(done.stdout.splitlines()[-1])
         with writing:
             # Another run of this script may have written meanwhile.
-            now = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-            command = f"python benchmarks/ablations.py --set {args.set} --epochs {args.epochs}"
-            now |= machine() | {"command": command, "cores": [core], "rows": [*now["rows"], row]}
-            with atomic_write(RESULTS) as temporary:
+            now = json.loads(ROWS.read_text()) if ROWS.exists() else {"rows": []}
+            now["rows"].append(row)
+            with atomic_write(ROWS) as temporary:
                 temporary.write_text(json.dumps(now, indent=1) + "\n")
         errors = "  ".join(
             f"{name} {e['energy_rmse_mev']:.2f} / {e['forces_rmse_mev_per_A']:.2f}"

@@ -30,9 +30,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from mlip.runtime import use_all_cores
+
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT.parent / "shared" / "data"
 SHIPPED = ROOT / "mlip" / "datasets"
+RESULTS = ROOT / "benchmarks" / "results"
 KEYS = {"stress_key": "vasp_stress_kbar", "stress_unit": "-kbar"}  # of mlearn
 SETS = {
     "acac": {
@@ -147,6 +150,13 @@ def machine():
         "versions": {name: version(name) for name in packages},
         "date": datetime.date.today().isoformat(),
     }
+
+
+def told(arguments):
+    """Arguments without the folders of one machine."""
+    places = [i for i, a in enumerate(arguments) if a in ("--peers", "--run")]
+    kept = [a for i, a in enumerate(arguments) if i not in places and i - 1 not in places]
+    return [Path(a).name if before == "--out" else a for before, a in zip(["", *kept], kept)]
 
 
 def divide(chosen, folder):
@@ -271,6 +281,7 @@ def main():
         sys.exit(f"{missing[0]} is absent; the public sets lie beside the repository")
     # Before jax starts its threads.
     os.sched_setaffinity(0, {int(core) for core in args.cores.split(",")})
+    use_all_cores()
     folder = args.run or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     data = divide(chosen, folder)
@@ -283,14 +294,14 @@ def main():
         "minutes": args.minutes,
         **rows[0],
         "published": PUBLISHED.get(args.set, {}),
-        "command": "python " + " ".join(["benchmarks/accuracy.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/accuracy.py", *told(sys.argv[1:])]),
         **machine(),
     }
     if len(rows) > 1:
         row["test"], row["spread"] = mean_and_spread(rows)
         row["runs"] = [{key: one[key] for key in ("seed", "steps", "test")} for one in rows]
     name = args.set if args.size == "small" else f"{args.set}_{args.size}"
-    out = args.out or ROOT / "benchmarks" / "results" / f"accuracy_{name}.json"
+    out = args.out or RESULTS / f"accuracy_{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(row, indent=1) + "\n")
     show(args.set, row)

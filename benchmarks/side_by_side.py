@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ase.io
-from accuracy import ROOT, machine
+from accuracy import RESULTS, machine, told
 
 PEERS = Path.home() / ".cache" / "mlip-peers"
 WORKERS = Path(__file__).parent / "peers"
-RESULTS = ROOT / "benchmarks" / "results"
 NETWORK = {
     "channels": 64,
     "hidden_l": 0,
@@ -305,12 +304,6 @@ def show(rows, columns):
             for cell, width, aligned in zip(cells, widths, right)
         ]
         print("  ".join([*line, *cells[len(columns) :]]).rstrip())
-
-
-def told(arguments):
-    """Arguments without the folders of one machine."""
-    places = [i for i, a in enumerate(arguments) if a in ("--peers", "--out")]
-    return [a for i, a in enumerate(arguments) if i not in places and i - 1 not in places]
 
 
 def write(name, options, rows, **more):

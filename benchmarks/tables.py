@@ -6,11 +6,10 @@ python benchmarks/tables.py
 import json
 import re
 import statistics
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from accuracy import RESULTS, ROOT
+
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
 SETS = ("acac", "3bpa", "ethanol", "silicon")
 
 
@@ -20,24 +19,21 @@ def accuracy():
         "| data | frames | training | test | energy RMSE | forces RMSE | stress RMSE |",
         "|---|---|---|---|---|---|---|",
     ]
-    notes = []
-    for name in SETS:
-        row = json.loads((RESULTS / f"accuracy_{name}.json").read_text())
+    rows = [results(f"accuracy_{name}") for name in SETS]
+    for row in rows:
         for test, errors in row["test"].items():
             stress = errors["stress_rmse_mev_per_A3"]
             lines.append(
                 f"| {row['level']} | {row['frames_trained_on']} | {row['minutes']:g} min, "
-                f"{len(row['cores'])} core | {test} | "
+                f"{cores(row)} | {test} | "
                 f"{errors['energy_rmse_mev_per_atom']:.2f} meV/atom "
                 f"({errors['energy_rmse_mev']:.1f} meV/structure) | "
                 f"{errors['forces_rmse_mev_per_A']:.1f} meV/Å | "
                 + (f"{stress:.2f} meV/Å³ |" if stress is not None else "|")
             )
-        notes.append(f"`{row['command']}`")
     lines += [
         "",
-        f"Measured on {row['date']}, {row['processor']}, jax {row['versions']['jax']}, float32, "
-        "all settings at their defaults. Reproduce with " + ", ".join(notes) + ".",
+        *(measured(row) for row in rows),
         "",
         "None of the tests of 3BPA is the official one: 300 K are frames held out of "
         "`train_300K`, 600 and 1200 K frames of `train_mixedT` that are not trained on.",
@@ -47,7 +43,7 @@ def accuracy():
 
 def over_time():
     """Test errors on acetylacetone while the training goes on."""
-    row = json.loads((RESULTS / "accuracy_acac.json").read_text())
+    row = results("accuracy_acac")
     chosen = [s for s in row["over_time"] if round(s["minutes"]) in (2, 5, 10, 15)]
     last = {"minutes": row["minutes"], **row["test"]}
     lines = ["| minutes | energy, meV/molecule | forces, meV/Å |", "|---|---|---|"]
@@ -70,7 +66,7 @@ def time_to_accuracy():
         if any(errors):
             cells = [f"{error:.1f}" if error else "–" for error in errors]
             lines.append(f"| {key.split()[1]} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", measured(row)])
+    return "\n".join([*lines, "", measured(row).replace(cores(row), "a core each")])
 
 
 STRUCTURES = {
@@ -93,7 +89,8 @@ def results(name):
 
 def measured(row):
     """Date, processor, cores, versions and command of a benchmark's row."""
-    versions = {k: v for r in [row, *row["rows"]] for k, v in r.get("versions", {}).items()}
+    every = [row, *row.get("rows", [])]
+    versions = {k: v for r in every for k, v in r.get("versions", {}).items()}
     names = [k for k in ("jax", "mace-torch", "torch", "mlip", "nequix", "apax") if k in versions]
     return (
         f"Measured on {row['date']}, {row['processor']}, {cores(row)}, float32, "
@@ -219,15 +216,21 @@ def startup():
 
 def growth():
     """Time and memory against the number of atoms."""
-    row, memory = (results(name) for name in ("scaling", "memory"))
-    atoms = [r for r in row["rows"] if r["growing"] == "atoms"]
-    held = {r["atoms"]: r for r in memory["rows"] if r["model"] == "ours"}
+    # The largest system in a run of its own, without the other codes.
+    runs = [results(name) for name in ("scaling", "memory", "memory_110592")]
+    times = {r["atoms"]: r["ms"] for r in runs[0]["rows"] if r["growing"] == "atoms"}
+    held = {
+        r["atoms"]: r["megabytes"]
+        for run in runs[:0:-1]
+        for r in run["rows"]
+        if r["model"] == "ours" and r["size"] == "64x0e"
+    }
     lines = ["| silicon, atoms | µs an atom | MB of the process |", "|---|---|---|"]
-    for r in atoms:
-        megabytes = held.get(r["atoms"])
-        cell = f"{megabytes['megabytes']:.0f}" if megabytes else ""
-        lines.append(f"| {r['atoms']:,} | {1000 * r['ms'] / r['atoms']:.0f} | {cell} |")
-    return "\n".join([*lines, "", measured(row), measured(memory)])
+    for n_atoms in sorted({*times, *held}):
+        each = f"{1000 * times[n_atoms] / n_atoms:.0f}" if n_atoms in times else ""
+        megabytes = f"{held[n_atoms]:,.0f}" if n_atoms in held else ""
+        lines.append(f"| {n_atoms:,} | {each} | {megabytes} |")
+    return "\n".join([*lines, "", *map(measured, runs)])
 
 
 def two_cores():
@@ -264,22 +267,30 @@ def ablations():
             ablation([r for r in row["rows"] if (r["set"], r["epochs"]) == s], name) for s in sets
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", measured(row)])
+    commands = [f"`python benchmarks/ablations.py --set {s} --epochs {n}`" for s, n in sets]
+    one = row["rows"][-1] | {"command": commands.pop().strip("`")}
+    return "\n".join([*lines, "", *commands, measured(one)])
 
 
 def ablation(rows, name):
-    """Errors of the first test, and seconds of the processor for an epoch; means over seeds."""
+    """Errors of the first test, and seconds of the processor for an epoch.
+
+    Of several seeds the means, and the standard deviation of the forces' errors.
+    """
     rows = [r for r in rows if r["variant"] == name]
     if not rows:
         return "–"
     errors = [next(iter(r["test"].values())) for r in rows]
     forces, energy = (
-        statistics.mean(e[key] for e in errors)
-        for key in ("forces_rmse_mev_per_A", "energy_rmse_mev")
+        [e[key] for e in errors] for key in ("forces_rmse_mev_per_A", "energy_rmse_mev")
     )
     seconds = statistics.mean(r["processor_seconds_an_epoch"] for r in rows)
+    spread = f" ± {statistics.stdev(forces):.1f}" if len(rows) > 1 else ""
     seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
-    return f"{forces:.1f} / {energy:.2f} ({seconds:.2f} s{seeds})"
+    return (
+        f"{statistics.mean(forces):.1f}{spread} / {statistics.mean(energy):.2f} "
+        f"({seconds:.2f} s{seeds})"
+    )
 
 
 TABLES = {

@@ -7,10 +7,11 @@ Acetylacetone, trained on `train_300K` of the public set beside the repository. 
 running average and weight of the forces are equal; each code keeps its own schedule and
 initialisation. `ours` learns with its defaults, `ours with Adam` with the optimizer and the first
 learning rate of the others. The error is that of the forces on every sixth frame of
-`test_MD_300K`, after every epoch, with the averaged weights; nothing is selected by it. Time counts
-from the start of the process, imports and compilation included. With several cores so many codes
-are trained at a time, each on one. Prints a table and writes a JSON row and a figure to
-`benchmarks/results`.
+`test_MD_300K`, after every epoch, with the averaged weights; nothing is selected by it but
+mace-torch's learning rate, which falls where these errors no longer do. Time counts from the start
+of the process, imports and compilation included; programs compiled before are not used. With
+several cores so many codes are trained at a time, each on one. Prints a table and writes a JSON row
+and a figure to `benchmarks/results`.
 """
 
 import argparse
@@ -121,6 +122,8 @@ def follow(command, path, error_of, folder, minutes, core, own):
         words = ["taskset", "-c", str(core), *command]
         # Of two packages named mlip each must find its own.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or own}
+        environment["MLIP_CACHE"] = "off"
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         process = subprocess.Popen(words, stdout=out, stderr=err, cwd=folder, env=environment)
         try:
             while time.monotonic() - begin < 60 * minutes + 5 and process.poll() is None:
@@ -132,11 +135,12 @@ def follow(command, path, error_of, folder, minutes, core, own):
                     if error is not None:
                         found.append([(time.monotonic() - begin) / 60, error])
                 seen = len(lines)
+            failed = process.poll()  # None while it runs, 0 if it came to its end
         finally:
             process.terminate()
             process.wait()
-    if not found:
-        raise RuntimeError(f"no error was written: {(folder / 'err.txt').read_text()[-2000:]}")
+    if failed or not found:
+        raise RuntimeError(f"it failed: {(folder / 'err.txt').read_text()[-2000:]}")
     return found
 
 
@@ -185,7 +189,7 @@ def main():
         with ThreadPoolExecutor(len(options.cores)) as pool:
             list(pool.map(train, options.models))
     curves = [
-        {"model": name, "epochs": len(found), "minutes_and_forces_rmse_mev_per_A": found}
+        {"model": name, "epochs": len(found), KEY: found, "versions": versions(name, options.peers)}
         for name, found in rows.items()
     ]
     for row in curves:
@@ -195,11 +199,26 @@ def main():
     columns = {"model": ("model", ""), "epochs": ("epochs", "d")}
     columns |= {f"{at} min": (f"after {at} min", ".1f") for at in AT if at <= options.minutes}
     bench.show(curves, columns)
-    draw(rows, bench.ROOT / "benchmarks" / "results" / "time_to_accuracy.png")
+    draw(rows, bench.RESULTS / "time_to_accuracy.png")
     bench.write("time_to_accuracy", options, curves)
 
 
 KEY = "minutes_and_forces_rmse_mev_per_A"
+PACKAGES = {
+    "mace-torch": ("mace", ("mace-torch", "torch")),
+    "InstaDeep mlip": ("instadeep", ("mlip", "jax")),
+}
+
+
+def versions(name, peers):
+    """Versions of a peer's packages, by name; those of ours are in the row."""
+    if name not in PACKAGES:
+        return {}
+    environment, packages = PACKAGES[name]
+    program = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    python = str(peers / environment / "bin" / "python")
+    found = subprocess.run([python, "-c", program, *packages], capture_output=True, text=True)
+    return dict(zip(packages, found.stdout.split()))
 
 
 def draw(rows, path):

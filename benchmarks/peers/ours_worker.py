@@ -88,9 +88,12 @@ def training(potential):
 
         def call():
             nonlocal state
-            settings = (potential.network, config.loss, config.optimizer, data.devices)
+            settings = potential.network, config.loss, config.optimizer
+            dealt = data.devices, data.turns
             with potential.precision():
-                state, report = train_step(*settings, state, potential.weights, *batch, rates)
+                state, report = train_step(
+                    *settings, *dealt, state, potential.weights, *batch, rates
+                )
                 jax.block_until_ready(state)
             return report[0]
 
