@@ -37,7 +37,8 @@ The package reads downwards; a module imports only from those above it.
         checkpoint.py      model files and the states of a run
         evaluation.py      errors by property, element, group
         finetune.py        starting from a trained potential
-        setup.py           TrainConfig; data in batches, the untrained potential
+        batches.py         Frames: a data set in batches, dealt out and padded
+        setup.py           TrainConfig; the data of a run, the untrained potential
         loop.py            train(): steps, validation, states, resume
     deploy/                a trained potential in other clothes
         folded.py          the network with constant parameters: tables instead of perceptrons

@@ -65,8 +65,8 @@ def inference(potential):
 def training(potential):
     def prepare(frames):
         from mlip.training import optimizer
+        from mlip.training.batches import Frames
         from mlip.training.loop import TrainState, train_step
-        from mlip.training.setup import Frames
 
         structures = [from_ase(atoms) for atoms in frames]
         config = mlip.TrainConfig(

@@ -1,4 +1,4 @@
-"""What a training run starts from: its settings, its data in batches, the untrained potential."""
+"""What a training run starts from: its settings, its data, the untrained potential."""
 
 import hashlib
 import math
@@ -20,17 +20,15 @@ from mlip.data.dataset import (
     split,
     split_isolated,
 )
-from mlip.data.graph import build_table, pad, pad_labels, plan_ladder
+from mlip.data.graph import build_table
 from mlip.data.labels import LabelKeys
 from mlip.data.structure import symbol
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.potential import DTYPES, Potential
+from mlip.training.batches import Frames
 from mlip.training.finetune import TRAINABLE, UNSEEN, start_from
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
-
-SAMPLED = 100  # batches that are looked at to choose the number of parts
-MOST_FILLED = 1.1  # rows of parts, padding included, for one row of whole batches
 
 
 @dataclass(frozen=True)
@@ -309,91 +307,3 @@ def _report(potential, e0, neighbors):
         f"{potential.config.cutoff} Å"
     )
     return lines
-
-
-class Frames:
-    """Structures of a data set with their neighbour tables, ready to be padded into batches.
-
-    Every batch is dealt out to the devices of the process in equal parts, as far as there are
-    frames for them; on a CPU in so many more that a part stays in the cache, which each device
-    takes one after another. Which frames are in a batch does not depend on that.
-    """
-
-    def __init__(self, structures, tables, potential, config):
-        self.structures, self.tables = structures, tables
-        self.cutoff, self.dtype = config.network.cutoff, config.dtype
-        self.kinds = [potential.species_of(s) for s in structures]
-        self.baselines = [potential.baseline(s) for s in structures]
-        self.sizes = [table.size() for table in tables]
-        self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
-        devices = jax.local_devices()[: config.batch_size]
-        self.devices = tuple(devices) if len(devices) > 1 else None
-        self.turns = self.best_turns(len(devices), potential.network.slots_at_once)
-        self.n_parts = len(devices) * self.turns
-
-    def best_turns(self, n_devices, slots_at_once):
-        """Parts for each device: the fewest that are small and do not fill many rows, or one."""
-        most = -(-self.ladder.batch_size // n_devices)
-        if slots_at_once is None or most == 1:
-            return 1
-        some = self.batches(range(len(self.structures)))[:SAMPLED]
-        slots = [sum(self.sizes[i][0] for i in b) * max(self.sizes[i][1] for i in b) for b in some]
-        fewest = math.ceil(np.median(slots) / n_devices / slots_at_once)
-
-        def filled(n_parts):
-            shapes = [self.shape(self.parts(indices, n_parts), n_parts) for indices in some]
-            return n_parts * sum(shape.n_atoms * shape.max_neighbors for shape in shapes)
-
-        enough = MOST_FILLED * filled(n_devices)
-        fit = (t for t in range(fewest, most + 1) if filled(n_devices * t) <= enough)
-        return next(fit, 1)
-
-    def batches(self, order):
-        """Lists of indices into the structures."""
-        return self.ladder.pack(self.sizes, order)
-
-    def parts(self, indices, n_parts):
-        """The frames of a batch dealt out, the largest first, to and fro; some may get none."""
-        if n_parts == 1:
-            return [list(indices)]
-        parts = [[] for _ in range(n_parts)]
-        rounds = [*parts, *parts[::-1]]
-        for turn, index in enumerate(sorted(indices, key=lambda i: self.sizes[i], reverse=True)):
-            rounds[turn % len(rounds)].append(index)
-        return parts
-
-    def shape(self, parts, n_parts):
-        """The `Shape` that all parts of a batch are padded to."""
-        # Mostly a whole batch's atoms divided by the number of parts, at most all of them.
-        atoms = {-(-whole // n_parts) for whole in self.ladder.atoms}
-        atoms |= {max(n for n, _ in self.sizes), *self.ladder.atoms}
-        ladder = replace(
-            self.ladder,
-            batch_size=-(-self.ladder.batch_size // n_parts),
-            atoms=tuple(sorted(atoms)),
-        )
-        sizes = [[self.sizes[i] for i in part] for part in parts]
-        return ladder.shape(
-            max(sum(atoms for atoms, _ in part) for part in sizes),
-            max(width for part in sizes for _, width in part),
-        )
-
-    def batch(self, indices):
-        """`Graph` and `Labels` of one batch: its parts, of one shape, one after another."""
-        parts = self.parts(indices, self.n_parts)
-        shape = self.shape(parts, self.n_parts)
-        made = [self.part(part, shape) for part in parts]
-        if len(made) == 1:
-            return made[0]
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *made)
-
-    def part(self, indices, shape):
-        """`Graph` and `Labels` of some frames; without any all is padding."""
-        frames = [(self.kinds[i], self.structures[i], self.tables[i]) for i in indices]
-        labels = pad_labels(
-            [self.structures[i] for i in indices],
-            [self.baselines[i] for i in indices],
-            shape,
-            self.dtype,
-        )
-        return pad(frames, shape, self.cutoff, self.dtype), labels
