@@ -31,6 +31,7 @@ class Frames:
         self.devices = tuple(devices) if len(devices) > 1 else None
         self.turns = self.best_turns(len(devices), potential.network.slots_at_once)
         self.n_parts = len(devices) * self.turns
+        self.part_ladder = self.ladder_of(self.n_parts)
 
     def best_turns(self, n_devices, slots_at_once):
         """Parts for each device: the fewest that are small and do not fill many rows, or one."""
@@ -42,7 +43,8 @@ class Frames:
         fewest = math.ceil(np.median(slots) / n_devices / slots_at_once)
 
         def filled(n_parts):
-            shapes = [self.shape(self.parts(indices, n_parts), n_parts) for indices in some]
+            ladder = self.ladder_of(n_parts)
+            shapes = [self.shape(self.parts(indices, n_parts), ladder) for indices in some]
             return n_parts * sum(shape.n_atoms * shape.max_neighbors for shape in shapes)
 
         enough = MOST_FILLED * filled(n_devices)
@@ -63,16 +65,18 @@ class Frames:
             rounds[turn % len(rounds)].append(index)
         return parts
 
-    def shape(self, parts, n_parts):
-        """The `Shape` that all parts of a batch are padded to."""
+    def ladder_of(self, n_parts):
+        """The few sizes that parts are padded to."""
+        if n_parts == 1:
+            return self.ladder
         # Mostly a whole batch's atoms divided by the number of parts, at most all of them.
         atoms = {-(-whole // n_parts) for whole in self.ladder.atoms}
         atoms |= {max(n for n, _ in self.sizes), *self.ladder.atoms}
-        ladder = replace(
-            self.ladder,
-            batch_size=-(-self.ladder.batch_size // n_parts),
-            atoms=tuple(sorted(atoms)),
-        )
+        n_frames = -(-self.ladder.batch_size // n_parts)
+        return replace(self.ladder, batch_size=n_frames, atoms=tuple(sorted(atoms)))
+
+    def shape(self, parts, ladder):
+        """The `Shape` that all parts of a batch are padded to."""
         sizes = [[self.sizes[i] for i in part] for part in parts]
         return ladder.shape(
             max(sum(atoms for atoms, _ in part) for part in sizes),
@@ -82,7 +86,7 @@ class Frames:
     def batch(self, indices):
         """`Graph` and `Labels` of one batch: its parts, of one shape, one after another."""
         parts = self.parts(indices, self.n_parts)
-        shape = self.shape(parts, self.n_parts)
+        shape = self.shape(parts, self.part_ladder)
         made = [self.part(part, shape) for part in parts]
         if len(made) == 1:
             return made[0]
