@@ -122,7 +122,7 @@ def normalized_radial_network(weights, radial):
     import jax
     import jax.numpy as jnp
 
-    from mlip.model.network import SILU_GAIN, mix_channels
+    from mlip.model.layer import SILU_GAIN, mix_channels
 
     hidden = radial.reshape(-1, radial.shape[-1])
     n_steps = sum(key[0] == "radial" for key in weights)
@@ -139,22 +139,20 @@ def normalized_features(features, weights):
     """Features sent to the neighbours have unit mean square on every atom."""
     import jax.numpy as jnp
 
-    from mlip.model.network import mix_channels, split_degrees
+    from mlip.model.layer import mix_degrees
 
-    features /= jnp.sqrt((features**2).mean(axis=(1, 2), keepdims=True) + 1e-5)
-    degrees = split_degrees(features)
-    mixed = [mix_channels(degree, weights["up", l]) for l, degree in enumerate(degrees)]
-    return jnp.concatenate(mixed, axis=1)
+    size = jnp.sqrt((features**2).mean(axis=(1, 2), keepdims=True) + 1e-5)
+    return mix_degrees(features / size, weights)
 
 
 def replaced(**functions):
     """Put functions in the place of the package's."""
-    from mlip.model import network
+    from mlip.model import layer, network
     from mlip.training import optimizer, setup
 
-    homes = {"build": optimizer, "apply": optimizer, "initialize": setup}
+    homes = {"radial_network": layer, "mix_degrees": network, "initialize": setup}
     for name, function in functions.items():
-        setattr(homes.get(name, network), name, function)
+        setattr(homes.get(name, optimizer), name, function)
 
 
 ADAM = {"optimizer": "adam"}

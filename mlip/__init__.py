@@ -28,6 +28,7 @@ The package reads downwards; a module imports only from those above it.
         blocks.py          atoms a few at a time, and what crosses between them
         radial.py          smooth cutoff, radial bases, distance transforms, ZBL repulsion
         memory.py          what a compiled program needs, and what is free
+        layer.py           one layer: sums over neighbours, symmetric products, readout
         network.py         NetworkConfig and the network: displacements → energy per atom
         potential.py       Potential: energy, forces, stress by one derivative
     selftest.py            compiled arithmetic against NumPy

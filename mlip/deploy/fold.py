@@ -10,7 +10,7 @@ from mlip.data.structure import COVALENT_RADII, number_of, symbol
 from mlip.deploy.folded import FoldedNetwork
 from mlip.deploy.spread import ROWS, devices_for, evaluate_spread, spread_out
 from mlip.deploy.tables import edge_density, few_functions, fit, radial_functions
-from mlip.model.network import paths
+from mlip.model.layer import paths
 from mlip.model.potential import Potential
 
 

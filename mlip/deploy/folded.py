@@ -16,7 +16,8 @@ import numpy as np
 from scipy.interpolate import BSpline, PPoly
 
 from mlip.model.blocks import collect_slots, from_all_devices, gather_senders, map_blocks
-from mlip.model.network import NetworkConfig, paths, rows_of_species, through_species
+from mlip.model.layer import paths, rows_of_species, through_species
+from mlip.model.network import NetworkConfig
 from mlip.model.radial import SILU_GAIN, smooth_cutoff
 from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, unstack
 
