@@ -40,7 +40,8 @@ The package reads downwards; a module imports only from those above it.
         finetune.py        starting from a trained potential
         batches.py         Frames: a data set in batches, dealt out and padded
         setup.py           TrainConfig; the data of a run, the untrained potential
-        loop.py            train(): steps, validation, states, resume
+        step.py            one step on one batch, on one device or several
+        loop.py            train(): epochs, validation, states, resume
     deploy/                a trained potential in other clothes
         folded.py          the network with constant parameters: tables instead of perceptrons
         tables.py          its radial functions as splines

@@ -8,8 +8,9 @@ import pytest
 from mlip.data.dataset import read
 from mlip.data.labels import LabelKeys
 from mlip.model.network import NetworkConfig
-from mlip.training.loop import error_sums, train, train_step
+from mlip.training.loop import train
 from mlip.training.setup import TrainConfig
+from mlip.training.step import error_sums, train_step
 
 FRAMES = {
     "3bpa/train_300K.xyz": 500,

@@ -28,10 +28,11 @@ from mlip.quickstart import data_file
 from mlip.training import checkpoint, optimizer
 from mlip.training.batches import Frames
 from mlip.training.checkpoint import RunStates
-from mlip.training.loop import error_sums, train
+from mlip.training.loop import train
 from mlip.training.loss import LossConfig, batch_loss, label_counts, loss_and_gradient
 from mlip.training.optimizer import OptimizerConfig
 from mlip.training.setup import TrainConfig
+from mlip.training.step import error_sums
 
 TINY = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=3.0)
 

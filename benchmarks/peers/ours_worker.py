@@ -66,7 +66,7 @@ def training(potential):
     def prepare(frames):
         from mlip.training import optimizer
         from mlip.training.batches import Frames
-        from mlip.training.loop import TrainState, train_step
+        from mlip.training.step import TrainState, train_step
 
         structures = [from_ase(atoms) for atoms in frames]
         config = mlip.TrainConfig(

@@ -11,9 +11,9 @@ from mlip.deploy.fold import FoldedPotential, fold
 from mlip.model.memory import peak_bytes
 from mlip.model.potential import evaluate_graph, round_up
 from mlip.training import optimizer
-from mlip.training.loop import TrainState, train_step
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
+from mlip.training.step import TrainState, train_step
 
 SKIN = 0.5  # Å, of the calculator
 KINDS = 4  # species of which the folded potential has tables

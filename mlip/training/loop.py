@@ -1,7 +1,6 @@
 """Training: data in, a run folder with the best potential out; resumable at every moment."""
 
 import contextlib
-import functools
 import json
 import math
 import time
@@ -11,33 +10,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from mlip import config as settings
 from mlip.files import atomic_write
-from mlip.model.potential import energies_and_pull, forces_and_stress
 from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, load_model, save_model
 from mlip.training.finetune import adopt_network, names_that_move
-from mlip.training.loss import batch_loss, from_all, in_turns, loss_and_gradient
 from mlip.training.setup import check_folder, prepare
+from mlip.training.step import AXIS, SAME, TrainState, error_sums, train_step
 from mlip.units import MEV
-
-AXIS = "parts"  # of a batch, over devices
-SAME, PART = PartitionSpec(), PartitionSpec(AXIS)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
-    """All arrays that a training run carries from step to step."""
-
-    parameters: dict  # those that move
-    optimizer: tuple
-    average: dict  # running average of the parameters: what is validated and saved
-    best: dict  # the average with the lowest validation loss so far
 
 
 @dataclass(frozen=True)
@@ -53,80 +37,6 @@ class Progress:
     best_epoch: int = 0  # 0 is the start, where that was a trained model
     best_errors: dict = field(default_factory=dict)  # on the validation set, by name
     data: str = ""  # names and sha256 of the training, validation and E0 files
-
-
-def shared(function, devices, out_specs):
-    """`function(weights, graph, labels, *others)` of a batch whose parts devices take side by side.
-
-    Args:
-      devices: one for each part; None where all is one part.
-      out_specs: which results are those of a part, and which are the same everywhere.
-    """
-    if devices is None:
-        return function
-
-    def over_devices(*arguments):
-        specs, mesh = (SAME, PART, PART, *[SAME] * (len(arguments) - 3)), Mesh(devices, AXIS)
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
-        )(*arguments)
-
-    return over_devices
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
-def train_step(
-    network, loss_config, optimizer_config, devices, turns, state, weights, graph, labels, rates
-):
-    """One step on one batch.
-
-    Args:
-      devices: that share the batch, see `shared`.
-      turns: parts of the batch that each of them takes one after another.
-      weights: the potential's `Weights`; those of its parameters that move are in the state.
-      rates: (learning rate, share of the new parameters in the running average, (weights of
-        energy, forces, stress)).
-
-    Returns:
-      the next state, and (loss, (share of each structure, error sums)).
-    """
-    learning_rate, renewal, loss_weights = rates
-    weights = replace(weights, parameters=weights.parameters | state.parameters)
-
-    def of_share(weights, graph, labels, loss_weights):
-        names, axis = tuple(state.parameters), None if devices is None else AXIS
-        arguments = network, loss_config, loss_weights, weights, graph, labels, names, axis, turns
-        return loss_and_gradient(*arguments)
-
-    outputs = SAME, (SAME, (PART, SAME))
-    gradient, report = shared(of_share, devices, outputs)(weights, graph, labels, loss_weights)
-    transformation = optimizer.build(optimizer_config)
-    updates, moments = transformation.update(gradient, state.optimizer, state.parameters)
-    parameters, average = optimizer.apply(
-        updates, state.parameters, state.average, learning_rate, renewal
-    )
-    # A finite loss may have an infinite gradient; both stop the run.
-    finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)]))
-    loss, details = report
-    report = jnp.where(finite, loss, jnp.nan), details
-    return TrainState(parameters, moments, average, state.best), report
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def error_sums(network, loss_config, devices, turns, weights, graph, labels):
-    """Sums of squared errors of a batch, and their counts; arguments as of `train_step`."""
-
-    def of_share(weights, graph, labels):
-        def of_part(graph, labels):
-            energies, pull = energies_and_pull(network, weights, graph)
-            outputs = energies, *forces_and_stress(graph, pull)
-            ones = (1.0, 1.0, 1.0)
-            return batch_loss(loss_config, ones, ones, graph, labels, *outputs)[1][1], ()
-
-        sums, _ = in_turns(of_part, turns, graph, labels)
-        return from_all(sums, None if devices is None else AXIS)
-
-    return shared(of_share, devices, SAME)(weights, graph, labels)
 
 
 def train(config, resume=False, show=None):
