@@ -96,6 +96,16 @@ def test_float32_agrees_with_the_unfolded_potential_in_float64(small_potential):
     assert_same(predict(folded, structures), predict(small_potential, structures), 1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-7)])
+def test_radial_functions_of_full_rank_are_replaced_by_fewer(dtype, tolerance):
+    config = NetworkConfig(channels=16)  # 64 functions of the distance in the first layer
+    silicon = untrained(config, [14], seed=2, average_neighbors=20, dtype="float64")
+    folded = mlip.fold(silicon.with_dtype(dtype))
+    assert folded.parameters["table_0_0"].shape[1] < 64
+    structures = [of_silicon(make_structure(kind)) for kind in KINDS]
+    assert_same(predict(folded, structures), predict(silicon, structures), tolerance)
+
+
 def test_fewer_species_give_the_same_and_others_are_refused(small_potential):
     structure = make_structure("crystal")
     structure = replace(structure, numbers=np.where(structure.numbers == 1, 8, structure.numbers))

@@ -4,7 +4,7 @@ import itertools
 import math
 
 import numpy as np
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import BSpline, make_interp_spline
 
 from mlip.deploy.folded import DEGREE
 from mlip.model.radial import SILU_GAIN, envelope, radial_basis, transform_distance
@@ -119,23 +119,23 @@ def _spline(potential, functions, intervals):
     return spline.c[MARGIN - 2 :][: intervals + DEGREE]
 
 
-def _error(spline, functions, config, intervals):
+def _error(found, true, config, intervals):
     """Largest error of values and slopes between the knots, relative to what lies beyond."""
+    pairs = zip(_seen(found, config, intervals), _seen(true, config, intervals))
+    return max((np.abs(f - t).max(axis=1) / _largest_beyond(t)).max() for f, t in pairs)
+
+
+def _seen(functions, config, intervals):
+    """Values and slopes between the knots, cutoff function included, [intervals, columns] each."""
     distance = config.cutoff / intervals * (np.arange(intervals) + 0.37)
     step = 1e-4 * config.cutoff  # of a difference formula of fourth order
 
-    def values_and_slopes(functions):
-        def at(distance):
-            smooth = envelope(distance / config.cutoff, config.cutoff_order)
-            return functions(distance) * smooth[:, None]
+    def at(distance):
+        smooth = envelope(distance / config.cutoff, config.cutoff_order)
+        return functions(distance) * smooth[:, None]
 
-        near, far = (at(distance + d) - at(distance - d) for d in (step, 2 * step))
-        return at(distance), (8 * near - far) / (12 * step)
-
-    pairs = zip(values_and_slopes(spline), values_and_slopes(functions))
-    return max(
-        (np.abs(found - true).max(axis=1) / _largest_beyond(true)).max() for found, true in pairs
-    )
+    near, far = (at(distance + d) - at(distance - d) for d in (step, 2 * step))
+    return at(distance), (8 * near - far) / (12 * step)
 
 
 def _largest_beyond(values):
@@ -147,6 +147,8 @@ def _largest_beyond(values):
 def few_functions(table, potential):
     """Functions of which all columns of a table are combinations, and the combinations.
 
+    As few, in eights, as keep values and slopes to twice the tolerance of the table itself.
+
     Args:
       table: coefficients of splines of one pair of species, [rows, columns].
       potential: whose cutoff function and precision say what is small.
@@ -154,12 +156,14 @@ def few_functions(table, potential):
     Returns:
       table of the functions, [rows, n_functions], and matrix [n_functions, columns].
     """
-    # Row j belongs to the spline with its middle at j - 2 intervals.
-    intervals = len(table) - DEGREE
-    x = np.clip((np.arange(len(table)) - 2) / intervals, 0, 1)
-    seen = envelope(x, potential.config.cutoff_order)
-    weight = seen / _largest_beyond(table * seen[:, None])
-    _, sizes, columns = np.linalg.svd(weight[:, None] * table, full_matrices=False)
-    needed = np.count_nonzero(sizes > TOLERANCE[potential.dtype] * sizes[0])
-    columns = columns[: min(8 * math.ceil(needed / 8), len(sizes))]
+    config, intervals = potential.config, len(table) - DEGREE
+    knots = config.cutoff / intervals * np.arange(-DEGREE, len(table) + 1)
+    seen = _seen(BSpline(knots, table, DEGREE), config, intervals)
+    weighed = np.concatenate([rows / _largest_beyond(rows)[:, None] for rows in seen])
+    directions = np.linalg.svd(weighed, full_matrices=False)[2]
+    for count in range(8, len(directions) + 8, 8):
+        columns = directions[:count]
+        error = np.abs(weighed @ columns.T @ columns - weighed).max()
+        if error < 2 * TOLERANCE[potential.dtype]:
+            break
     return table @ columns.T, columns
