@@ -304,7 +304,7 @@ class FoldedNetwork:
         def backward(kept, pulls):
             tables, distance, first, edges, senders, messages = kept
             by_edges = [
-                jnp.einsum("nec,nmc->nme", message, pull).reshape(edge.shape)
+                jnp.einsum("nec,nmc->nme", message, pull, precision="highest").reshape(edge.shape)
                 for edge, message, pull in zip(edges, messages, pulls)
             ]
             by_message = [

@@ -98,7 +98,8 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
             return rows.sum(axis=1)
         factor = weight.at[index // width].get(mode="fill", fill_value=0)
         # A product, since XLA would fuse a weighted sum with the gather and lose its stride.
-        return jnp.einsum("nk,nk...->n...", factor, slots.at[index].get(mode="clip"))
+        rows = slots.at[index].get(mode="clip")
+        return jnp.einsum("nk,nk...->n...", factor, rows, precision="highest")
 
     sums = map_blocks(collect, block, reverse)
     return sums if axis is None else jax.lax.psum_scatter(sums, axis, tiled=True)

@@ -81,7 +81,7 @@ def forces_and_stress(graph, pull, axis=None):
       axis: of the devices over which the atoms are spread.
     """
     forces = pull.sum(axis=1) - collect_slots(pull, graph.reverse, axis=axis)
-    virial = jnp.einsum("nki,nkj->nij", graph.displacement, pull)
+    virial = jnp.einsum("nki,nkj->nij", graph.displacement, pull, precision="highest")
     virial = per_structure(graph, (virial + virial.mT) / 2)
     virial = virial if axis is None else jax.lax.psum(virial, axis)
     return forces, virial / graph.volume[:, None, None]

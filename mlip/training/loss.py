@@ -170,7 +170,7 @@ def loss_and_gradient(
                 return atom_energies(network, inner, replace(graph, displacement=displacement))
 
             energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
-            return jnp.vdot(by_energies, energies) + derivative.sum()
+            return (by_energies * energies).sum() + derivative.sum()
 
         return (jax.grad(along)(moving), loss, sums), shares
 
