@@ -4,12 +4,14 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CONFIGS, SHAPE, SPECIES, make_structure
 
 import mlip
 from mlip.data.graph import build_table, pad, pad_labels
+from mlip.simulation.jaxmd import energy_fn, neighbor_fn
 from mlip.training.loss import LossConfig, loss_and_gradient
 
 
@@ -43,9 +45,7 @@ def test_predictions_use_all_digits(float32, form):
 
 def test_the_gradient_of_training_uses_all_digits(float32):
     structure = make_structure("crystal")
-    labelled = replace(
-        structure, energy=1.0, forces=np.ones((len(structure), 3)), stress=np.eye(3)
-    )
+    labelled = replace(structure, energy=1.0, forces=np.ones((len(structure), 3)), stress=np.eye(3))
     labels = pad_labels([labelled], [0.0], SHAPE, "float32")
     gradient = jax.jit(
         lambda graph: loss_and_gradient(
@@ -53,3 +53,18 @@ def test_the_gradient_of_training_uses_all_digits(float32):
         )
     )
     assert_full_precision(gradient.lower(batch(float32)))
+
+
+@pytest.mark.parametrize("fractional", [False, True])
+def test_energies_and_neighbours_for_jax_md_use_all_digits(float32, fractional):
+    structure = make_structure("crystal")
+    neighbors = neighbor_fn(float32, structure, fractional)
+    energy = energy_fn(float32, structure)
+    positions = np.float32(structure.positions)
+    start = neighbors.allocate(positions, box=np.float32(structure.cell.T))
+
+    def forces(positions, box, found):
+        found = neighbors.update(positions, found, box)
+        return jax.grad(energy, argnums=(0, 3))(positions, found, box, jnp.eye(3))
+
+    assert_full_precision(jax.jit(forces).lower(positions, np.float32(structure.cell.T), start))

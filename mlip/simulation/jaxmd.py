@@ -15,7 +15,7 @@ from mlip.data.structure import from_ase, to_ase
 from mlip.deploy.fold import fold
 from mlip.model.blocks import gather_senders
 from mlip.model.potential import atom_energies
-from mlip.simulation.neighbors import Grid, Neighbors, Room, plan, search
+from mlip.simulation.neighbors import Grid, Neighbors, Room, plan, search, times
 
 
 @jax.tree_util.register_dataclass
@@ -66,12 +66,12 @@ class Space:
             box = jnp.asarray(box, dtype)
             box = box if box.ndim == 2 else jnp.eye(3, dtype=dtype) * box
             cell = jnp.where(jnp.asarray(self.pbc)[:, None], box.T, cell)
-        places = positions if self.fractional else positions @ jnp.linalg.inv(cell)
+        places = positions if self.fractional else times(positions, jnp.linalg.inv(cell))
         if table is not None:
-            before = table.positions[0] @ jnp.linalg.inv(table.cell[0])
+            before = times(table.positions[0], jnp.linalg.inv(table.cell[0]))
             turns = jax.lax.stop_gradient(jnp.round(places - before))
             turns = jnp.where(jnp.isfinite(turns) & jnp.asarray(self.pbc), turns, 0.0)
-            places, positions = places - turns, positions - turns @ cell
+            places, positions = places - turns, positions - times(turns, cell)
         return (from_fractional(places, cell) if self.fractional else positions)[None], cell[None]
 
     def hold(self, table, positions, cell, skin):
@@ -88,13 +88,13 @@ def from_fractional(places, cell):
 
     So jax-md finds forces in eV/Å, whichever way it writes down positions.
     """
-    return places @ cell
+    return times(places, cell)
 
 
 @from_fractional.defjvp
 def _(primals, tangents):
     (places, cell), (moved, strained) = primals, tangents
-    return places @ cell, moved + places @ strained
+    return times(places, cell), moved + times(places, strained)
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ def energy_fn(potential, structure, folded=True):
         still, steady = jax.lax.stop_gradient((here, cell))
         graph = table.graph(jnp.asarray(species)[None], 0 * table.shifts, jnp.ones(1))
         senders = gather_senders(here[0], graph)
-        crossed = jnp.einsum("nki,ij->nkj", table.shifts[0].astype(cell.dtype), cell[0])
+        crossed = times(table.shifts[0].astype(cell.dtype), cell[0])
         vectors = senders - here[0][:, None] + crossed
         if perturbation is not None:
             perturbation = jnp.asarray(perturbation)
             stretched = perturbation.ndim == 2
-            vectors = vectors @ perturbation.T if stretched else vectors * perturbation
+            vectors = times(vectors, perturbation.T) if stretched else vectors * perturbation
         far = jnp.asarray((2 * space.cutoff, 0, 0), vectors.dtype)
         vectors = jnp.where(table.used[0, ..., None], vectors, far)
         graph = replace(graph, displacement=vectors.astype(dtype))

@@ -110,15 +110,20 @@ class Neighbors:
         the cell's strain does to all atoms alike counts once, as the stretch of a vector; what
         atoms moved besides counts twice, for the two of a pair.
         """
-        strain = jnp.linalg.inv(self.cell) @ cell
+        strain = times(jnp.linalg.inv(self.cell), cell)
         back = jnp.linalg.inv(strain)
-        own = positions - self.positions @ strain
+        own = positions - times(self.positions, strain)
         own -= own.mean(axis=1, keepdims=True)
         farthest = jnp.sqrt((own**2).sum(axis=-1).max(axis=1))
         stretch = jnp.sqrt(
             jnp.abs(back).sum(axis=1).max(axis=1) * jnp.abs(back).sum(axis=2).max(axis=1)
         )  # bounds the spectral norm
         return ((cutoff + 2 * farthest) * stretch < cutoff + skin).all()
+
+
+def times(left, right):
+    """Product of matrices in all digits, which GPUs leave out in float32 where not told."""
+    return jnp.matmul(left, right, precision="highest")
 
 
 def _combine(numbers, vectors):
@@ -317,7 +322,7 @@ def search(cutoff, room, grid, positions, cell, real):
 def _search_one(cutoff, room, grid, positions, cell, real):
     n_atoms, size = len(positions), room.members
     inverse = jnp.linalg.inv(cell)
-    fractional = positions @ inverse
+    fractional = times(positions, inverse)
     turns = jnp.where(grid.periodic, jnp.floor(fractional), 0.0)
     wrapped = positions - _combine(turns, cell)
     turns = turns.astype(jnp.int32)
