@@ -32,11 +32,10 @@ def measure(name, structure, options, folder):
     for count in (1, len(options.cores)):
         some = set(sorted(options.cores)[:count])
         settings = argparse.Namespace(**vars(options) | {"cores": some})
-        started, absent = bench.start([name], description, settings)
-        able, missing = bench.prepare(started, path)
+        able, missing = bench.start_with(path, [name], description, settings)
         if able:
             workers[count] = able[name]
-        rows += bench.missing_rows(absent | missing, **facts, cores_used=count)
+        rows += bench.missing_rows(missing, **facts, cores_used=count)
     seconds = bench.take_turns(workers, options.repeats)
     found = bench.measured_rows(workers, seconds, **facts)
     for row in found:

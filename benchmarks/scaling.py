@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py --cores 0
 
-Silicon, energy and forces, the graph at hand. The exponent of each growth is the slope of a line
-through the logarithms. Prints a table and writes `benchmarks/results/scaling.json`.
+Silicon, energy and forces, the graph at hand. The sizes of each growth take turns. Its exponent is
+the slope of a line through the logarithms. Prints a table and writes
+`benchmarks/results/scaling.json`.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import numpy as np
 import side_by_side as bench
 import structures
 
-ATOMS = (64, 216, 512, 1728)
+ATOMS = structures.SILICON
 CUTOFFS = (3.5, 4.0, 5.0, 6.0, 7.0)  # Å
 CHANNELS = (16, 32, 64, 128, 256)
 FIXED = 216  # atoms while something else grows
@@ -26,17 +27,28 @@ COLUMNS = {
 }
 
 
-def measure(growing, model, options, folder, n_atoms=FIXED, cutoff=bench.CUTOFF, channels=64):
-    """The row of one size."""
-    atoms, _ = structures.make(f"silicon{n_atoms}")
-    path = bench.write_frames([atoms], folder, f"silicon{n_atoms}")
-    network = bench.NETWORK | {"channels": channels}
-    description = bench.task("inference", atoms.numbers, network, cutoff=cutoff)
-    facts = {"growing": growing, "atoms": n_atoms, "cutoff": cutoff, "channels": channels}
-    (row,) = bench.compare([model], description, path, options, **facts)
-    if "ms" in row:
-        row["neighbors"] = row["edges"] / n_atoms
-    return row
+def measure(growing, sizes, options, folder):
+    """Rows of all sizes of one growth."""
+    workers, missing, described = {}, [], {}
+    for size in sizes:
+        facts = {"atoms": FIXED, "cutoff": bench.CUTOFF, "channels": 64} | {growing: size}
+        facts["growing"] = "neighbors" if growing == "cutoff" else growing
+        name = f"silicon{facts['atoms']}"
+        atoms, _ = structures.make(name)
+        path = bench.write_frames([atoms], folder, name)
+        network = bench.NETWORK | {"channels": facts["channels"]}
+        description = bench.task("inference", atoms.numbers, network, cutoff=facts["cutoff"])
+        able, unable = bench.start_with(path, [options.model], description, options)
+        described[size] = facts
+        workers |= {(size, model): worker for model, worker in able.items()}
+        missing += bench.missing_rows(unable, **facts)
+    rows = bench.measured_rows(workers, bench.take_turns(workers, options.repeats))
+    bench.quit_all(workers)
+    for row in rows:
+        size, row["model"] = row["model"]
+        row |= described[size]
+        row["neighbors"] = row["edges"] / row["atoms"]
+    return rows + missing
 
 
 def exponent(rows, key):
@@ -55,11 +67,10 @@ def main():
     bench.add_options(parser, repeats=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        common = (options.model, options, folder)
         growth = {
-            "atoms": [measure("atoms", *common, n_atoms=n) for n in options.atoms],
-            "neighbors": [measure("neighbors", *common, cutoff=c) for c in options.cutoffs],
-            "channels": [measure("channels", *common, channels=c) for c in options.channels],
+            "atoms": measure("atoms", options.atoms, options, folder),
+            "neighbors": measure("cutoff", options.cutoffs, options, folder),
+            "channels": measure("channels", options.channels, options, folder),
         }
     rows = [row for grown in growth.values() for row in grown]
     exponents = {key: exponent(grown, key) for key, grown in growth.items()}

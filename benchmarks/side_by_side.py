@@ -224,13 +224,20 @@ def quit_all(workers):
         worker.quit()
 
 
-def compare(names, description, path, options, **facts):
-    """Rows of some codes at one task and the frames of one file."""
+def start_with(path, names, description, options):
+    """Workers that have prepared the frames of one file, and why the others are missing."""
     workers, absent = start(names, description, options)
     able, missing = prepare(workers, path)
-    rows = measured_rows(able, take_turns(able, options.repeats), **facts)
+    quit_all({name: workers[name] for name in missing})
+    return able, missing | absent
+
+
+def compare(names, description, path, options, **facts):
+    """Rows of some codes at one task and the frames of one file."""
+    workers, missing = start_with(path, names, description, options)
+    rows = measured_rows(workers, take_turns(workers, options.repeats), **facts)
     quit_all(workers)
-    return rows + missing_rows(missing | absent, **facts)
+    return rows + missing_rows(missing, **facts)
 
 
 def measured_rows(workers, seconds, **facts):
