@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,8 @@ from mlip.model import potential as potentials
 from mlip.model.memory import peak_bytes
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
+from mlip.quickstart import data_file
+from mlip.training import loop
 
 SMALL = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0)
 
@@ -86,6 +92,50 @@ def test_more_than_32_bit_indices_count_is_refused(potential):
 def test_the_machine_tells_how_much_is_free():
     free = available.free_bytes()
     assert free is None or 1e8 < free < 1e14
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+import ase.build
+import mlip
+from mlip.deploy.estimate import memory
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+small, large = (ase.build.bulk("Si", cubic=True).repeat(n) for n in (3, 14))
+for atoms in (small, large):
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = mlip.Calculator(sys.argv[1])
+density = len(large) / large.get_volume()
+predicted = memory(mlip.load(sys.argv[1]), len(large), density)["inference_bytes"]
+small.get_forces()
+before = peak()
+large.get_forces()
+print(predicted / (peak() - before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the peak memory of Linux")
+def test_an_evaluation_takes_the_memory_that_was_predicted(tmp_path):
+    potential = untrained(SMALL, [14], average_neighbors=17)
+    mlip.save(potential, tmp_path / "model.safetensors")
+    words = [sys.executable, "-c", MEASURED, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert 0.6 < float(done.stdout) < 1.6
+
+
+def test_a_training_step_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "MANY_SLOTS", 0)
+    data, out = str(data_file("silicon_train.xyz")), str(tmp_path / "run")
+    config = mlip.TrainConfig(
+        data, "0.1", out=out, max_epochs=1, batch_size=8, network=SMALL, check=False
+    )
+    mlip.train(config)  # compiled ahead
+    monkeypatch.setattr(loop, "free_bytes", lambda: 1_000_000)
+    with pytest.raises(MemoryError, match="a training step of .* a smaller --batch-size"):
+        mlip.train(replace(config, out=str(tmp_path / "refused")))
 
 
 def test_info_tells_the_memory(potential, tmp_path, capsys):

@@ -17,6 +17,9 @@ from mlip.training.step import TrainState, train_step
 
 SKIN = 0.5  # Å, of the calculator
 KINDS = 4  # species of which the folded potential has tables
+# Bytes of a slot on the host: of the `Table`, and with all that is there while it is laid out.
+TABLE = 5 * 8 + 1
+LAID_OUT = TABLE + 3 * 3 * 8 + 20
 
 
 def memory(potential, n_atoms, density):
@@ -30,8 +33,9 @@ def memory(potential, n_atoms, density):
       density: atoms per Å³; 0.05 in silicon, 0.1 in water.
 
     Returns:
-      dict with the number of neighbours assumed and the peaks in bytes; jax's own, to which the
-      process adds a few hundred MB.
+      dict with the number of neighbours assumed and the peaks in bytes: of the
+      compiled programs, and for inference of the neighbour table on the host. Python and its
+      libraries add a few hundred MB, compiling too.
 
     Raises:
       ValueError: a number of atoms or a density that is not positive, more neighbours than 32-bit
@@ -43,23 +47,23 @@ def memory(potential, n_atoms, density):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be positive")
     cutoff = potential.config.cutoff
+    width, wide = (_most_neighbors(density, cutoff + skin) for skin in (0.0, SKIN))
+    slots = n_atoms * wide
     # The calculator leaves room for a tenth more neighbours than it finds.
-    width = round_up(math.ceil(1.1 * _most_neighbors(density, cutoff + SKIN)))
-    if n_atoms * width >= 2**31:
+    if n_atoms * round_up(math.ceil(1.1 * wide)) >= 2**31:
         raise ValueError(
-            f"{n_atoms} atoms with {width} neighbours are more than 32-bit indices count; "
-            f"{2**31 // width} atoms are the most"
+            f"{n_atoms} atoms with {wide} neighbours are more than 32-bit indices count; "
+            f"{int(2**31 / (1.1 * wide))} atoms are the most"
         )
     with potential.precision():
         folded = fold(potential, potential.species[:KINDS])
-        graph, _ = _shapes(n_atoms, width, potential.dtype)
+        graph, labels = _shapes(n_atoms, width, potential.dtype)
         inference = evaluate_graph.lower(folded.network, folded.weights, graph).compile()
-        graph, labels = _shapes(n_atoms, _most_neighbors(density, cutoff), potential.dtype)
         training = _lower_training(potential, graph, labels).compile()
     return {
         "atoms": n_atoms,
         "neighbors": width,
-        "inference_bytes": peak_bytes(inference),
+        "inference_bytes": max(peak_bytes(inference) + TABLE * slots, LAID_OUT * slots),
         "training_bytes": peak_bytes(training),
     }
 

@@ -16,6 +16,16 @@ def peak_bytes(compiled):
     )
 
 
+def needed_bytes(compiled, devices=None):
+    """Bytes of one memory that a program takes: devices of the host share theirs.
+
+    Args:
+      devices: over which the program is spread, if it is; its analysis is of one of them.
+    """
+    shares = len(devices) if devices and devices[0].platform == "cpu" else 1
+    return shares * peak_bytes(compiled)
+
+
 def free_bytes():
     """Bytes that the first device can still give, or None where nobody tells."""
     statistics = jax.local_devices()[0].memory_stats()
@@ -51,12 +61,13 @@ def _left_to_groups():
         yield max(limit - used + int(counts["inactive_file"]), 0)  # file pages are given back
 
 
-def require_room(needed, free, n_atoms, what):
+def require_room(needed, free, n_atoms, what, remedy="fewer atoms, float32, or more devices"):
     """Refuse what does not fit into memory, naming the size that would.
 
     Args:
       needed: bytes for `n_atoms` atoms.
       free: bytes, or None where nobody tells.
+      remedy: what to take instead.
 
     Raises:
       MemoryError: needed is more than free.
@@ -65,5 +76,5 @@ def require_room(needed, free, n_atoms, what):
         raise MemoryError(
             f"{what} of {n_atoms} atoms needs {needed / 1e9:.1f} GB of memory, but only "
             f"{free / 1e9:.1f} GB are free; about {int(n_atoms * free / needed)} atoms fit. Take "
-            "fewer atoms, float32, or more devices"
+            f"{remedy}"
         )

@@ -10,7 +10,7 @@ import numpy as np
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import COVALENT_RADII, Structure, number_of, symbol
 from mlip.model.blocks import block_size, collect_slots, from_all_devices
-from mlip.model.memory import free_bytes, peak_bytes, require_room
+from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import zbl_energy
 
@@ -246,13 +246,12 @@ class Potential:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(graph))
         if shapes not in self.programs:
             n_atoms = len(graph.species)
-            # Devices of the host share one memory; what is analysed is the part of each.
-            shares = len(others[0]) if others and others[0][0].platform == "cpu" else 1
             # Where all atoms are taken at once, blocks are the way to fit larger systems.
-            for block in (network.block, network.block or min(LARGE_BLOCK, n_atoms // 8 + 1)):
+            smaller = network.block or min(LARGE_BLOCK, n_atoms // 8 + 1)
+            for block in dict.fromkeys((network.block, smaller)):
                 settings = replace(network, block=block), *others
                 compiled = function.lower(*settings, *arguments).compile()
-                needed, free = shares * peak_bytes(compiled), free_bytes()
+                needed, free = needed_bytes(compiled, *others), free_bytes()
                 if free is None or needed <= free:
                     break
             require_room(needed, free, n_atoms, "an evaluation")

@@ -15,7 +15,7 @@ from ase import units
 
 from mlip.data.structure import Structure
 from mlip.deploy.fold import fold
-from mlip.model.memory import free_bytes, peak_bytes, require_room
+from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.simulation import engine as engines
 from mlip.simulation import setup
@@ -287,8 +287,8 @@ class Simulation:
         if self.program is None:
             args = self.engine, self.setting, self.flight, 0
             self.program = engines.advance.lower(*args).compile()
-            n_atoms = self.setting.systems.real.size
-            require_room(peak_bytes(self.program), free_bytes(), n_atoms, "a simulation")
+            needed = needed_bytes(self.program, self.engine.devices)
+            require_room(needed, free_bytes(), self.setting.systems.real.size, "a simulation")
         return self.program
 
     def make_room(self):

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlip.data.structure import Structure
 from mlip.deploy.fold import fold
-from mlip.model.memory import free_bytes, peak_bytes, require_room
+from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.potential import MANY_SLOTS
 from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.simulation import descent, setup
@@ -246,7 +246,8 @@ class Crew:
         if key != self.compiled_for:
             args = self.descent, self.problem, self.flight, 1, 0
             self.compiled, self.compiled_for = descent.advance.lower(*args).compile(), key
-            require_room(peak_bytes(self.compiled), free_bytes(), n_atoms, "a relaxation")
+            needed = needed_bytes(self.compiled, self.descent.devices)
+            require_room(needed, free_bytes(), n_atoms, "a relaxation")
         return self.compiled
 
     def change_seats(self):

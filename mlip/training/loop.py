@@ -1,6 +1,7 @@
 """Training: data in, a run folder with the best potential out; resumable at every moment."""
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -14,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from mlip import config as settings
 from mlip.files import atomic_write
+from mlip.model.memory import free_bytes, needed_bytes, require_room
+from mlip.model.potential import MANY_SLOTS
 from mlip.runtime import Stop, keep_compiled_programs, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
@@ -61,6 +64,7 @@ def train(config, resume=False, show=None):
       ValueError, FileNotFoundError: data or settings cannot be used.
       FileExistsError: `config.out` holds a run and `resume` is not given.
       FloatingPointError: the loss is not finite; the message names the frame.
+      MemoryError: a large batch does not fit into memory.
     """
     start = time.monotonic()
     config, show = adopt_network(config), show or Silent()
@@ -124,6 +128,7 @@ class Run:
         sources = {key: value for key, value in sources.items() if value is not None}
         self.progress = Progress(data=json.dumps(sources, sort_keys=True))
         self.saved = time.monotonic()
+        self.programs = {}  # of large batches, by shape
 
     def everywhere(self, arrays):
         """Arrays on all devices that share the batches."""
@@ -212,19 +217,8 @@ class Run:
             config.optimizer.renewal(progress.step),
             config.loss.weights(fraction),
         )
-        network = self.potential.network
-        self.state, (loss, (shares, sums)) = train_step(
-            network,
-            config.loss,
-            config.optimizer,
-            self.devices,
-            self.frames.turns,
-            self.state,
-            self.weights,
-            graph,
-            labels,
-            rates,
-        )
+        step = self.program(graph, labels, rates)
+        self.state, (loss, (shares, sums)) = step(self.state, self.weights, graph, labels, rates)
         if not np.isfinite(loss):
             self.refuse(self.frames.parts(indices, self.frames.n_parts), np.asarray(shares))
         total = {k: progress.sums.get(k, 0.0) + float(v) for k, v in sums.items()}
@@ -232,6 +226,25 @@ class Run:
             progress, batch=progress.batch + 1, step=progress.step + 1, sums=total
         )
         self.show.update(self.progress, fraction, None)
+
+    def program(self, graph, labels, rates):
+        """The step for a batch; where that is large, compiled and known to fit into memory.
+
+        Raises:
+          MemoryError: it does not fit.
+        """
+        config, network = self.config, self.potential.network
+        settings = network, config.loss, config.optimizer, self.devices, self.frames.turns
+        if graph.neighbors.size <= MANY_SLOTS:
+            return functools.partial(train_step, *settings)
+        if graph.neighbors.shape not in self.programs:
+            arguments = self.state, self.weights, graph, labels, rates
+            compiled = train_step.lower(*settings, *arguments).compile()
+            needed, n_atoms = needed_bytes(compiled, self.devices), len(graph.species)
+            remedy = "a smaller --batch-size, float32, or fewer channels"
+            require_room(needed, free_bytes(), n_atoms, "a training step", remedy)
+            self.programs[graph.neighbors.shape] = compiled
+        return self.programs[graph.neighbors.shape]
 
     def refuse(self, parts, shares):
         rows = shares.reshape(self.frames.n_parts, -1)  # of a part its frames, then padding
