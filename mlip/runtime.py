@@ -18,7 +18,8 @@ def keep_compiled_programs():
     """Keep compiled programs in the user's cache folder, so that the next process starts quicker.
 
     The environment variable MLIP_CACHE names another folder, or is `off`. Where the user has set
-    jax's own cache, that is used. Programs of other processors or versions of jax lie apart.
+    jax's own cache, that is used. Programs of other processors or versions of jax lie apart. It
+    holds for all that the process compiles from then on.
     """
     wanted = os.environ.get("MLIP_CACHE", "")
     if wanted == "off" or jax.config.jax_compilation_cache_dir is not None:
@@ -30,6 +31,8 @@ def keep_compiled_programs():
     machine = hashlib.sha256(_processor().encode()).hexdigest()[:8]
     folder = Path(wanted or Path(base) / "mlip").expanduser() / f"jax-{jax.__version__}-{machine}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: there are dozens, and together they take seconds to compile.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _processor():

@@ -24,9 +24,9 @@ class Calculator(AseCalculator):
 
     `energy` and `free_energy` (eV), `energies` (eV), `forces` (eV/Å) and `stress` (eV/Å³, Voigt's
     order and ASE's sign; only for cells with a volume). The compiled program is kept as long as the
-    atoms fit its padded size, and for later processes in a cache (`mlip.runtime`); the neighbour
-    table as long as elements and periodicity are the same and no pair can have come within the
-    cutoff from beyond the skin.
+    atoms fit its padded size, and for later processes in a cache, by jax for the whole process (see
+    `mlip.runtime.keep_compiled_programs`); the neighbour table as long as elements and periodicity
+    are the same and no pair can have come within the cutoff from beyond the skin.
 
     Args:
       model: path of a model file, or a `Potential`.
