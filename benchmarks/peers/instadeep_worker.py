@@ -5,11 +5,12 @@ from mlip.data.helpers.dynamically_batch import dynamically_batch
 from mlip.graph import Graph
 from mlip.models import ForceField, Mace
 from mlip.models.loss import MSELoss
+from mlip.models.model_io import load_model_from_zip, save_model_to_zip
 from mlip.simulation.ase.mlip_ase_calculator import MLIPForceFieldASECalculator
 from mlip.training.ema import exponentially_moving_average
 from mlip.training.training_state import init_training_state
 from mlip.training.training_step import make_train_step
-from protocol import Model, Step, dynamics_by_ase, serve, through_ase
+from protocol import Model, Step, dynamics_by_ase, serve, set_velocities, through_ase
 
 from mlip.data import ChemicalSystem, DatasetInfo
 from mlip.training.optimizer import get_default_mlip_optimizer
@@ -18,7 +19,9 @@ PACKAGES = ("mlip", "jax", "jaxlib", "e3nn-jax", "numpy")
 
 
 def build(task):
-    force_field = network(task)
+    force_field = load_model_from_zip(Mace, task["load"]) if "load" in task else network(task)
+    if "save" in task:
+        save_model_to_zip(task["save"], force_field)
 
     def calculator(atoms):
         return MLIPForceFieldASECalculator(
@@ -29,8 +32,8 @@ def build(task):
         "inference": lambda: inference(force_field),
         "training": lambda: training(force_field),
         "calculator": lambda: through_ase(calculator),
-        "dynamics": lambda: dynamics_by_ase(calculator),
-        "compiled dynamics": lambda: by_their_engine(force_field),
+        "dynamics": lambda: dynamics_by_ase(calculator, task["steps"]),
+        "compiled dynamics": lambda: by_their_engine(force_field, task["steps"]),
     }[task["what"]]()
     count = sum(leaf.size for leaf in jax.tree.leaves(force_field.params))
     return Model(PACKAGES, count, prepare)
@@ -44,6 +47,7 @@ def network(task):
         graph_cutoff_angstrom=task["cutoff"],
         avg_num_neighbors=task["average_neighbors"],
         avg_r_min_angstrom=1.0,
+        scaling_stdev=task.get("scale", 1.0),
     )
     return ForceField.from_mlip_network(Mace(network_config(settings), info), seed=0)
 
@@ -89,10 +93,11 @@ def inference(force_field):
     return prepare
 
 
-def by_their_engine(force_field, n_steps=20):
-    """Their engine on jax-md, a call of it at a time; it refuses boxes below twice the cutoff."""
+def by_their_engine(force_field, n_steps):
+    """Their engine on jax-md, always from one start; it refuses boxes below twice the cutoff."""
 
     def prepare(frames):
+        from mlip.simulation.enums import MDIntegrator
         from mlip.simulation.jax_md import JaxMDSimulationEngine
 
         config = JaxMDSimulationEngine.Config(
@@ -102,14 +107,27 @@ def by_their_engine(force_field, n_steps=20):
             log_interval=n_steps,
             timestep_fs=1.0,
             temperature_kelvin=300.0,
+            md_integrator=MDIntegrator.NVE_VELOCITY_VERLET,
         )
-        engine = JaxMDSimulationEngine(frames[0].copy(), force_field, config)
+        atoms = frames[0].copy()
+        set_velocities(atoms, 300.0)
+        engine = JaxMDSimulationEngine(atoms, force_field, config)
+        start = engine._internal_state
+
+        def restart():
+            # A call before may have made room, which the neighbours of the start lack.
+            neighbors = engine._internal_state.system_state.neighbors.update(
+                start.jax_md_state.position, box=engine._initial_box
+            )
+            system = start.system_state.set(neighbors=neighbors)
+            engine._internal_state = start.set(system_state=system)
 
         def call():
             engine.run()
-            return engine.state.forces
+            state = engine._internal_state.jax_md_state
+            return state.position, state.force
 
-        return Step(call, {"steps": n_steps})
+        return Step(call, {"steps": n_steps}, restart)
 
     return prepare
 

@@ -19,7 +19,10 @@ def build(task):
     torch.set_num_threads(task["threads"])
     torch.set_default_dtype(getattr(torch, task["dtype"]))
     torch.manual_seed(0)
-    model = network(task)
+    # weights_only would refuse: mace-torch's files hold whole modules.
+    model = torch.load(task["load"], weights_only=False) if "load" in task else network(task)
+    if "save" in task:
+        torch.save(model, task["save"])
 
     def calculator(_):
         return MACECalculator(models=[model], device="cpu", default_dtype=task["dtype"])
@@ -28,7 +31,7 @@ def build(task):
         "inference": lambda: inference(model, task),
         "training": lambda: training(model, task),
         "calculator": lambda: through_ase(calculator),
-        "dynamics": lambda: dynamics_by_ase(calculator),
+        "dynamics": lambda: dynamics_by_ase(calculator, task["steps"]),
     }[task["what"]]()
     return Model(PACKAGES, sum(p.numel() for p in model.parameters()), prepare)
 
@@ -56,7 +59,7 @@ def network(task):
         gate=gate_dict["silu"],
         radial_MLP=settings["radial_widths"],
         radial_type="bessel",
-        atomic_inter_scale=1.0,
+        atomic_inter_scale=task.get("scale", 1.0),
         atomic_inter_shift=0.0,
     )
 

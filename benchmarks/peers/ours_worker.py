@@ -20,16 +20,18 @@ def build(task):
         "inference": lambda: inference(potential),
         "training": lambda: training(potential),
         "calculator": lambda: through_ase(lambda _: mlip.Calculator(potential)),
-        "dynamics": lambda: dynamics_by_ase(lambda _: mlip.Calculator(potential)),
-        "compiled dynamics": lambda: compiled_dynamics(potential),
+        "dynamics": lambda: dynamics_by_ase(lambda _: mlip.Calculator(potential), task["steps"]),
+        "compiled dynamics": lambda: compiled_dynamics(potential, task["steps"]),
     }[task["what"]]()
+    if "save" in task:
+        mlip.save(potential, task["save"])
     return Model(PACKAGES, potential.n_parameters, prepare)
 
 
 def potential_of(task):
     """The potential of a task: a model file, or one of random weights; folded if wanted."""
-    if "model" in task:
-        return mlip.load(task["model"])
+    if "load" in task:
+        return mlip.load(task["load"])
     if task["threads"] > 1:
         jax.config.update("jax_num_cpu_devices", task["threads"])
     potential = mlip.untrained(
@@ -38,7 +40,8 @@ def potential_of(task):
         average_neighbors=task["average_neighbors"],
         dtype=task["dtype"],
     )
-    potential = replace(potential, block=task.get("block"))
+    scale = task.get("scale", 1.0) * potential.scale
+    potential = replace(potential, block=task.get("block"), scale=scale)
     return fold(potential) if task.get("folded") else potential
 
 
@@ -102,11 +105,8 @@ def training(potential):
     return prepare
 
 
-def compiled_dynamics(potential, n_steps=100):
-    """The compiled loop, rebuilds of tables included, always from the same start.
-
-    Random weights are scaled down, so that the atoms fly apart no faster than they would vibrate.
-    """
+def compiled_dynamics(potential, n_steps):
+    """The compiled loop, rebuilds of tables included, always from the same start."""
 
     def prepare(frames):
         from ase import units
@@ -121,26 +121,29 @@ def compiled_dynamics(potential, n_steps=100):
         config = DynamicsConfig(
             ensemble="nve", timestep=1.0, steps=n_steps, save_every=n_steps, min_distance=0.0
         )
-        slow = replace(potential, scale=0.02 * potential.scale)
         with jax.enable_x64(True):
             temperatures = np.full((2, 1), 300.0)
-            simulation = Simulation(slow, [start], temperatures, config, None, None, False)
+            simulation = Simulation(potential, [start], temperatures, config, None, None, False)
             simulation.begin()
         flight = simulation.flight
 
-        def call():
+        def restart():
             with jax.enable_x64(True):
                 # A call before may have made room, which the table of the start lacks.
                 shape, dtype = simulation.setting.systems.real.shape, flight.state.cell.dtype
                 table = empty_table(simulation.engine.room, shape, dtype)
                 simulation.flight = replace(flight, table=table)
+
+        def call():
+            with jax.enable_x64(True):
                 while int(simulation.flight.state.step) < n_steps:
                     simulation.advance(n_steps)
                     if simulation.flight.stopped.any():
                         raise FloatingPointError(simulation.reason(0))
-                return np.asarray(simulation.flight.state.energy)
+                state = simulation.flight.state
+                return np.asarray(state.positions), np.asarray(state.forces)
 
-        return Step(call, {"steps": n_steps})
+        return Step(call, {"steps": n_steps}, restart)
 
     return prepare
 

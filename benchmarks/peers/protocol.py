@@ -1,7 +1,8 @@
 """What every worker does: build a model, then answer the driver's commands on stdin.
 
 The first line on stdin is the task, a JSON object. The answer is one JSON line with versions,
-parameters and seconds. Then, line by line:
+parameters and seconds. A task may name a file to `load` the model from, one to `save` it to, and a
+`scale` for the energies of random weights. Then, line by line:
 
     prepare FILE   build the graph of the frames in FILE, compile, warm up
     run N          N timed evaluations; the answer holds their seconds
@@ -39,6 +40,7 @@ class Step:
 
     call: Callable  # does it once, waits for its end and returns the numbers it is about
     facts: dict = field(default_factory=dict)  # reported with the answer to `prepare`
+    restart: Callable = lambda: None  # before each call, not timed: undoes what calls change
 
 
 def serve(build):
@@ -93,26 +95,33 @@ def prepare(model, path):
     start = time.perf_counter()
     step = model.prepare(frames)
     built = time.perf_counter()
-    result = step.call()
+    seconds_of(step)
     first = time.perf_counter()
-    if not np.isfinite(np.asarray(result)).all():
-        raise FloatingPointError("the result is not finite")
-    step.call()
     return step, {
         "graph_seconds": built - start,
         "first_seconds": first - built,
-        "second_seconds": time.perf_counter() - first,
+        "second_seconds": seconds_of(step),
         "facts": step.facts,
     }
 
 
 def timed(step, count):
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        step.call()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "memory": memory()}
+    return {"seconds": [seconds_of(step) for _ in range(count)], "memory": memory()}
+
+
+def seconds_of(step):
+    """Seconds of one call.
+
+    Raises:
+      FloatingPointError: its numbers are not finite.
+    """
+    step.restart()
+    start = time.perf_counter()
+    result = step.call()
+    seconds = time.perf_counter() - start
+    if not np.isfinite(np.asarray(result)).all():
+        raise FloatingPointError("the result is not finite")
+    return seconds
 
 
 def memory():
@@ -138,23 +147,28 @@ def through_ase(calculator):
     return prepare
 
 
-def dynamics_by_ase(calculator, timestep=1.0, temperature=300.0):
-    """A `prepare` that times steps of velocity Verlet by ASE (timestep in fs, K)."""
+def dynamics_by_ase(calculator, n_steps, timestep=1.0, temperature=300.0):
+    """A `prepare` that times velocity Verlet by ASE, always from one start (timestep in fs, K)."""
 
     def prepare(frames):
         from ase import units
         from ase.md.verlet import VelocityVerlet
 
         atoms = frames[0].copy()
-        atoms.calc = calculator(atoms)
         set_velocities(atoms, temperature)
-        dynamics = VelocityVerlet(atoms, timestep * units.fs)
+        start = atoms.copy()
+        atoms.calc = calculator(atoms)
+
+        def restart():
+            atoms.set_positions(start.get_positions())
+            atoms.set_momenta(start.get_momenta())
+            atoms.get_forces()  # with which the first step begins
 
         def call():
-            dynamics.run(1)
-            return atoms.get_forces()
+            VelocityVerlet(atoms, timestep * units.fs).run(n_steps)
+            return atoms.positions, atoms.get_forces()
 
-        return Step(call)
+        return Step(call, {"steps": n_steps}, restart)
 
     return prepare
 
