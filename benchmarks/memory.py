@@ -3,9 +3,10 @@
     python benchmarks/memory.py --cores 0 --atoms 10648
     python benchmarks/memory.py --models ours --atoms 110592 --out memory_110592.json
 
-Every row is a fresh process. Its memory is the most it had in RAM, less what it had once the model
-was built; compiling counts, which is why every further atom costs less than the first ones. Prints
-a table and writes `benchmarks/results/memory.json`.
+Every row is a fresh process: the most it had in RAM once the model was built, and how much more in
+the end, the sum of which is the process's peak. Compiling counts and no compiled program is kept,
+which is why every further atom costs less than the first ones. Prints a table and writes
+`benchmarks/results/memory.json`.
 """
 
 import argparse
@@ -19,8 +20,8 @@ COLUMNS = {
     "size": ("size", ""),
     "atoms": ("atoms", "d"),
     "model": ("model", ""),
-    "MB": ("megabytes", ".0f"),
-    "kB an atom": ("kilobytes_per_atom", ".1f"),
+    "MB": ("peak_megabytes", ".0f"),
+    "of it beyond the model": ("megabytes", ".0f"),
     "kB a further atom": ("kilobytes_per_further_atom", ".1f"),
 }
 
@@ -42,8 +43,8 @@ def measure(name, size, n_atoms, options, folder):
                 "model": name,
                 **facts,
                 "megabytes": used / 1e6,
-                "kilobytes_per_atom": used / 1e3 / n_atoms,
                 "baseline_megabytes": before / 1e6,
+                "peak_megabytes": (before + used) / 1e6,
                 "versions": worker.ready["versions"],
             }
         )
@@ -71,6 +72,7 @@ def main():
     parser.add_argument("--atoms", type=int, default=4096, help="largest cell")
     bench.add_options(parser)
     options = parser.parse_args()
+    options.variables = {"MLIP_CACHE": "off"}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
