@@ -74,12 +74,20 @@ STRUCTURES = {
     "silicon512": "silicon, 512 atoms",
     "water": "water, 192 atoms",
 }
+TEXTS = STRUCTURES | {"silicon1728": "silicon, 1728 atoms"}
 PEERS = ("mace-torch", "InstaDeep mlip", "nequix mp-1", "apax GMNN")
+# What was aimed at: a peer's time of a training step over ours, the time on one core over that on
+# two, and the largest time an atom over the smallest as a system grows.
+TRAINING_AIM, CORES_AIM, FLAT_AIM = 4, 1.8, 1.3
 STEPS = {
     "ours unfolded, no blocks": "all atoms at once",
     "ours unfolded": "blocks of atoms",
     "ours, no blocks": "folded, all atoms at once",
     "ours": "folded, blocks of atoms (the default)",
+}
+SHARES = {
+    "share_of_peak": "share of the rate of matrix products (arithmetic)",
+    "share_of_bandwidth": "share of the bandwidth (each byte once)",
 }
 
 
@@ -108,7 +116,11 @@ def cell(row, ours):
     """Milliseconds of a peer, and how often ours fits into them."""
     if row is None or "ms" not in row:
         return "–"
-    return f"{rounded(row['ms'])} ({row['ms'] / ours:.1f}×)"
+    return f"{rounded(row['ms'])} ({times(row['ms'] / ours)})"
+
+
+def times(ratio):
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×"
 
 
 def rounded(milliseconds):
@@ -152,25 +164,24 @@ def training_speed():
 def steps():
     """What blocks and folding gain, in milliseconds, and the share of the core's rates."""
     row = results("inference")
-    found = {(r["model"], r["structure"]): r for r in row["rows"] if r["size"] == "64x0e"}
-    lines = ["| 64x0e | " + " | ".join(STRUCTURES.values()) + " |", "|---" * 4 + "|"]
-    for model, text in STEPS.items():
-        cells = " | ".join(rounded(found[model, name]["ms"]) for name in STRUCTURES)
-        lines.append(f"| {text} | {cells} |")
-    ours = [found["ours", name] for name in STRUCTURES]
-    shares = " | ".join(f"{r['share_of_peak']:.0%}" for r in ours)
-    lines.append(f"| share of the rate of matrix products (arithmetic) | {shares} |")
-    shares = " | ".join(f"{r['share_of_bandwidth']:.0%}" for r in ours)
-    lines.append(f"| share of the bandwidth (each byte once) | {shares} |")
+    found = {(r["model"], r["size"], r["structure"]): r for r in row["rows"]}
+    lines = []
+    for size in dict.fromkeys(r["size"] for r in row["rows"] if r["model"] in STEPS):
+        lines.append(f"| {size} | " + " | ".join(STRUCTURES.values()) + " |")
+        lines.append("|---|" + "---|" * len(STRUCTURES))
+        for model, text in STEPS.items():
+            cells = " | ".join(rounded(found[model, size, name]["ms"]) for name in STRUCTURES)
+            lines.append(f"| {text} | {cells} |")
+        ours = [found["ours", size, name] for name in STRUCTURES]
+        for key, text in SHARES.items():
+            lines.append(f"| {text} | " + " | ".join(f"{r[key]:.0%}" for r in ours) + " |")
+        lines.append("")
     able = row["hardware"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"The core multiplies float32 matrices at {able['matmul_gflops']:.0f} Gflop/s; its "
-            f"memory copies {able['copy_gigabytes']:.0f} GB/s.",
-        ]
+    lines.append(
+        f"The core multiplies float32 matrices at {able['matmul_gflops']:.0f} Gflop/s; its "
+        f"memory copies {able['copy_gigabytes']:.0f} GB/s."
     )
+    return "\n".join(lines)
 
 
 def dynamics():
@@ -201,36 +212,85 @@ def dynamics():
 def startup():
     """Seconds from the start of a process to its first forces."""
     row = results("startup")
-    lines = ["| | cache | import | model | first forces | in all |", "|---|---|---|---|---|---|"]
+    lines = ["| | cache | import | load | first forces | in all |", "|---|---|---|---|---|---|"]
     for r in row["rows"]:
         if "total_seconds" in r:
-            parts = (r[f"{n}_seconds"] for n in ("import", "init", "first", "total"))
-            cells = " | ".join(f"{seconds:.1f} s" for seconds in parts)
+            parts = (r.get(f"{n}_seconds") for n in ("import", "load", "first", "total"))
+            cells = " | ".join("–" if s is None else f"{s:.1f} s" for s in parts)
             name = "this package" if r["model"].startswith("ours") else r["model"]
             lines.append(f"| {name} | {r['cache']} | {cells} |")
     for r in row["training"]:
         seconds = f"{r['total_seconds']:.1f} s"
-        lines.append(f"| `mlip train` to its first step | {r['cache']} | | | | {seconds} |")
+        lines.append(f"| {r['what']} | {r['cache']} | | | | {seconds} |")
     return "\n".join([*lines, "", measured(row)])
 
 
 def growth():
-    """Time and memory against the number of atoms."""
+    """Time and memory against the number of atoms, and how both grow."""
     # The largest system in a run of its own, without the other codes.
     runs = [results(name) for name in ("scaling", "memory", "memory_110592")]
-    times = {r["atoms"]: r["ms"] for r in runs[0]["rows"] if r["growing"] == "atoms"}
+    each = time_an_atom(runs[0])
+    models = {"ours": "this package", **{peer: peer for peer in PEERS[:2]}}
     held = {
-        r["atoms"]: r["megabytes"]
+        (r["model"], r["atoms"]): r
         for run in runs[:0:-1]
         for r in run["rows"]
-        if r["model"] == "ours" and r["size"] == "64x0e"
+        if r["size"] == "64x0e" and "megabytes" in r
     }
-    lines = ["| silicon, atoms | µs an atom | MB of the process |", "|---|---|---|"]
-    for n_atoms in sorted({*times, *held}):
-        each = f"{1000 * times[n_atoms] / n_atoms:.0f}" if n_atoms in times else ""
-        megabytes = f"{held[n_atoms]:,.0f}" if n_atoms in held else ""
-        lines.append(f"| {n_atoms:,} | {each} | {megabytes} |")
-    return "\n".join([*lines, "", *map(measured, runs)])
+    lines = [
+        "| silicon, atoms | µs an atom | MB of the process | " + " | ".join(PEERS[:2]) + " |",
+        "|---|---|---|" + "---|" * len(PEERS[:2]),
+    ]
+    for n_atoms in sorted({*each, *(n for model, n in held if model == "ours")}):
+        time = f"{each[n_atoms]:.0f}" if n_atoms in each else ""
+        cells = [peak(held.get((model, n_atoms))) for model in models]
+        lines.append(f"| {n_atoms:,} | {time} | " + " | ".join(cells) + " |")
+    exponents = runs[0]["exponents"]
+    fitted = ", ".join(f"{k.replace('bor', 'bour')} {exponents[k]:.2f}" for k in exponents)
+    further = []
+    for model, text in models.items():
+        last = held[max(key for key in held if key[0] == model)]
+        further.append(f"{last['kilobytes_per_further_atom']:,.1f} kB ({text})")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The time an atom varies by {times(max(each.values()) / min(each.values()))}. Fitted "
+            f"exponents of the time: {fitted}.",
+            f"A further atom takes {', '.join(further)}, between the two largest systems of each.",
+            "",
+            *map(measured, runs),
+        ]
+    )
+
+
+def time_an_atom(row):
+    """Microseconds an atom, by the number of atoms."""
+    rows = [r for r in row["rows"] if r["growing"] == "atoms" and "ms" in r]
+    return {r["atoms"]: 1000 * r["ms"] / r["atoms"] for r in rows}
+
+
+def peak(row):
+    """The most that a process held in RAM, MB: with the model built, and what came on top."""
+    return "–" if row is None else f"{row['baseline_megabytes'] + row['megabytes']:,.0f}"
+
+
+def shortfalls():
+    """A line for each aim that is missed; one line if none is."""
+    missed = []
+    for r in results("training")["rows"]:
+        if r["model"] in PEERS and r.get("ratio_to_ours", TRAINING_AIM) < TRAINING_AIM:
+            facts = f"a training step, {r['size']}: {r['model']} takes {times(r['ratio_to_ours'])}"
+            missed.append(f"{facts} the time of ours (aim {TRAINING_AIM}×)")
+    for r in results("cores")["rows"]:
+        if r["model"] == "ours" and r["cores_used"] == 2 and r.get("speedup", 9) < CORES_AIM:
+            facts = f"two cores, {TEXTS.get(r['structure'], r['structure'])}: {times(r['speedup'])}"
+            missed.append(f"{facts} as fast as one (aim {CORES_AIM}×)")
+    each = time_an_atom(results("scaling")).values()
+    if max(each) > FLAT_AIM * min(each):
+        facts = f"time an atom as the system grows: varies by {times(max(each) / min(each))}"
+        missed.append(f"{facts} (aim {FLAT_AIM}×)")
+    return "\n".join(f"- {line}" for line in missed) or "- nothing"
 
 
 def two_cores():
@@ -249,7 +309,7 @@ def two_cores():
                 rounded(alone["ms"]),
                 f"{rounded(together['ms'])} ({together['speedup']:.2f}×)",
             ]
-        lines.append(f"| {STRUCTURES.get(structure, structure)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {TEXTS.get(structure, structure)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", measured(row)])
 
 
@@ -299,6 +359,7 @@ TABLES = {
     "dynamics": dynamics,
     "startup": startup,
     "growth": growth,
+    "shortfalls": shortfalls,
     "accuracy": accuracy,
     "over-time": over_time,
     "time-to-accuracy": time_to_accuracy,
