@@ -1,7 +1,7 @@
 """Steps of molecular dynamics a second, by ASE and by compiled loops, ours and the peers'.
 
     python benchmarks/md.py --cores 0
-    python benchmarks/md.py --structures silicon4096 --steps 20 --out md_4096.json
+    python benchmarks/md.py --structures silicon4096 --models ours,mace-torch --steps 20 --out FILE
 
 Velocity Verlet, 1 fs, 300 K, random weights. All codes begin every trajectory at the same positions
 and velocities. Their energies are scaled down by one factor: the forces of random weights differ a

@@ -1,7 +1,7 @@
 """Peak memory of an evaluation for growing silicon cells, ours and peers.
 
     python benchmarks/memory.py --cores 0 --atoms 10648
-    python benchmarks/memory.py --models ours --atoms 110592 --out memory_110592.json
+    python benchmarks/memory.py --models ours --atoms 110592 --out FILE
 
 Every row is a fresh process: the most it had in RAM once the model was built, and how much more in
 the end, the sum of which is the process's peak. Compiling counts and no compiled program is kept,
