@@ -62,7 +62,7 @@ class FoldedPotential(Potential):
 def fold(potential, species=None, block=None, devices=None):
     """The same potential in a form that predicts several times faster.
 
-    Energies, forces and stress agree with the unfolded potential to 1e-6 in float64 and to the
+    Energies, forces and stress agree with the unfolded potential to 1e-7 in float64 and to the
     rounding of float32; forces remain the exact derivative of the energy.
 
     Args:
