@@ -5,11 +5,18 @@ function of a few atoms. Taken a few at a time its intermediates stay in the pro
 and the memory needed no longer grows with the number of atoms.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 SMALL = 4  # blocks that are taken at once
 SLOTS_AT_ONCE = 70  # likewise in the network, for each atom of a block
+
+
+def fit_at_once(n_atoms, block, at_once=None):
+    """True where `map_blocks` takes all atoms at once."""
+    return block is None or n_atoms <= (SMALL * block if at_once is None else at_once)
 
 
 def map_blocks(function, block, *arrays, at_once=None):
@@ -26,7 +33,7 @@ def map_blocks(function, block, *arrays, at_once=None):
       what `function` gives, for all atoms.
     """
     n_atoms = arrays[0].shape[0]
-    if block is None or n_atoms <= (SMALL * block if at_once is None else at_once):
+    if fit_at_once(n_atoms, block, at_once):
         return function(*arrays)
     # Of sizes near the wanted one, that which leaves the fewest rows to fill.
     sizes = range(block - block // 2, 2 * block)
@@ -116,3 +123,45 @@ def gather_senders(features, graph, axis=None):
 
     index = (graph.neighbors, graph.reverse)
     return jax.custom_derivatives.linear_call(gather, collect, index, features)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pairs:
+    """Edges and their opposites as one, for what depends on the distance alone."""
+
+    first: jax.Array  # [n_slots // 2] the earlier slot of each pair; n_slots where there is none
+    second: jax.Array  # [n_slots // 2] the later one
+    pair: jax.Array  # [n_atoms, max_neighbors] the pair of each slot; n_slots where it is padding
+
+    def choose(self, slots, fill):
+        """Of [n_atoms, max_neighbors] the values in the first slot of every pair."""
+        return slots.ravel().at[self.first].get(mode="fill", fill_value=fill)
+
+    def give(self, values):
+        """Values of pairs, [n_slots // 2, columns], to both their slots, and 0 to padding."""
+
+        def spread(index, values):
+            return values.at[index.pair].get(mode="fill", fill_value=0)
+
+        def collect(index, slots):  # a gather, since a scatter is slow
+            slots = slots.reshape(-1, slots.shape[-1])
+            either = (
+                slots.at[i].get(mode="fill", fill_value=0) for i in (index.first, index.second)
+            )
+            return sum(either)
+
+        return jax.custom_derivatives.linear_call(spread, collect, self, values)
+
+
+def pair_up(graph):
+    """`Pairs` of a graph whose rows are all here."""
+    reverse = jnp.asarray(graph.reverse).ravel()
+    n_slots = len(reverse)
+    slots = jnp.arange(n_slots, dtype=reverse.dtype)
+    counted = jnp.cumsum(slots < reverse, dtype=reverse.dtype)  # padding is its own opposite
+    numbers = jnp.arange(1, n_slots // 2 + 1, dtype=reverse.dtype)
+    first = jnp.searchsorted(counted, numbers, method="scan_unrolled").astype(reverse.dtype)
+    pair = jnp.where(slots == reverse, n_slots, counted[jnp.minimum(slots, reverse)] - 1)
+    second = reverse.at[first].get(mode="fill", fill_value=n_slots)
+    return Pairs(first, second, pair.reshape(graph.reverse.shape))

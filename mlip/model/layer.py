@@ -62,7 +62,16 @@ def paths(l_in, l_max):
 
 
 def pass_layer(
-    config, layer, weights, average_neighbors, displacement, senders, features, species, reach=None
+    config,
+    layer,
+    weights,
+    average_neighbors,
+    displacement,
+    senders,
+    features,
+    species,
+    reach=None,
+    pairs=None,
 ):
     """One layer of a few atoms.
 
@@ -73,11 +82,12 @@ def pass_layer(
       species: [n]
       reach: sums of the covalent radii of atom and neighbour, [n, max_neighbors], Å, where the
         distances are transformed.
+      pairs: of the edges, if all are here: functions of the distance are the same both ways.
 
     Returns:
       new features, [n, components, channels], and energies, [n].
     """
-    density, crowding = interaction(config, weights, displacement, senders, reach)
+    density, crowding = interaction(config, weights, displacement, senders, reach, pairs)
     divisor = 1 + crowding[:, None] if config.has_density(layer) else average_neighbors
     density = [degree / divisor for degree in density]
     added = []
@@ -120,7 +130,7 @@ def mix_channels(features, weight):
     return mixed.reshape(*features.shape[:-1], weight.shape[1])
 
 
-def interaction(config, weights, displacement, senders, reach):
+def interaction(config, weights, displacement, senders, reach, pairs):
     """Sum the neighbours' features, coupled to harmonics and radial functions; mix channels.
 
     Returns for each degree up to l_max [2l + 1, n, channels], and the sum over neighbours of a
@@ -129,6 +139,9 @@ def interaction(config, weights, displacement, senders, reach):
     """
     distance = jnp.sqrt((displacement**2).sum(axis=-1))
     harmonics = spherical_harmonics(displacement / distance[..., None], config.l_max)
+    if pairs is not None:
+        distance = pairs.choose(distance, 2 * config.cutoff)
+        reach = None if reach is None else pairs.choose(reach, 1.0)
     argument = transform_distance(config.distance_transform, distance, reach)
     radial = radial_basis(config.radial_basis, argument, config.cutoff, config.n_radial)
     cutoff = smooth_cutoff(distance, config.cutoff, config.cutoff_order)[..., None]
@@ -137,6 +150,7 @@ def interaction(config, weights, displacement, senders, reach):
     senders = split_degrees(senders, axis=2)
     routes = paths(len(senders) - 1, config.l_max)
     functions = radial_network(weights, radial) * after
+    functions = functions if pairs is None else pairs.give(functions)
     functions = jax.lax.split(functions, [config.channels] * len(routes), axis=2)
 
     sums = [[] for _ in range(config.l_max + 1)]
@@ -156,6 +170,7 @@ def interaction(config, weights, displacement, senders, reach):
     if ("density",) not in weights:
         return mixed, None
     crowding = jnp.tanh(mix_channels(radial, weights["density",]) ** 2) * after
+    crowding = crowding if pairs is None else pairs.give(crowding)
     return mixed, crowding[..., 0].sum(axis=1)
 
 
@@ -167,7 +182,7 @@ def radial_network(weights, radial):
         hidden = mix_channels(hidden, weights["radial", step])
         if step < n_steps - 1:
             hidden = SILU_GAIN * jax.nn.silu(hidden)
-    return hidden.reshape(*radial.shape[:2], -1)
+    return hidden.reshape(*radial.shape[:-1], -1)
 
 
 def mix_by_species(features, weight, species, axes="mnc"):
