@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import types
 
 import mace_cases
 import numpy as np
@@ -24,10 +26,11 @@ def head_of(options):
     return "other" if "heads" in options else None
 
 
-@pytest.mark.parametrize("name", mace_cases.CASES)
+@pytest.mark.parametrize("name", [*mace_cases.CASES, "old hidden vectors", "old MACE"])
 def test_energies_forces_and_stress_equal_those_of_mace_torch(name):
-    options = mace_cases.CASES[name]
+    options = mace_cases.CASES[name.removeprefix("old ")]
     model, head = mace_cases.build(options), head_of(options)
+    model = mace_cases.make_old(model) if name.startswith("old ") else model
     potential = from_mace(model, head)
     assert potential.dtype == "float64"
     for structure, mine in zip(STRUCTURES.values(), potential.predict(list(STRUCTURES.values()))):
@@ -117,6 +120,31 @@ class AtomicDipolesMACE(torch.nn.Module):
     pass
 
 
+def reweighed(layer, name):
+    """A change of the first path of a tensor product in a layer."""
+
+    def change(model):
+        instructions = getattr(model.interactions[layer], name).instructions
+        instructions[0] = instructions[0]._replace(path_weight=2.0)
+
+    return change
+
+
+def exchange_paths(model):
+    """Let the two paths to scalars write each where the other did."""
+    instructions = model.interactions[1].conv_tp.instructions
+    places = [n for n, i in enumerate(instructions) if i.i_out < 2]
+    for n in places:
+        instructions[n] = instructions[n]._replace(i_out=1 - instructions[n].i_out)
+
+
+Foreign = type("Foreign", (torch.nn.Linear,), {"__module__": "cuequivariance_torch"})
+
+
+def in_cuequivariance(model):
+    model.products[0].linear = Foreign(1, 1)
+
+
 def silu_like(x):
     return torch.nn.functional.silu(x)
 
@@ -148,6 +176,47 @@ REFUSED = {
     ),
     "silu_like as gate of the last readout": lambda: changed(
         lambda model: setattr(model.readouts[-1].non_linearity.acts[0], "f", silu_like)
+    ),
+    "hidden_irreps 4x0e+4x1o+4x2e beyond max_ell = 1": lambda: built(
+        hidden_irreps="4x0e+4x1o+4x2e", correlation=2
+    ),
+    "hidden_irreps 4x0e+4x2e, which are not equally many": lambda: built(
+        hidden_irreps="4x0e+4x2e", max_ell=2
+    ),
+    "cutoff_fn.r_max = 4 beside r_max = 4.5": lambda: changed(
+        lambda model: model.radial_embedding.cutoff_fn.r_max.fill_(4.0)
+    ),
+    "bessel_fn.r_max = 4 beside r_max = 4.5": lambda: changed(
+        lambda model: model.radial_embedding.bessel_fn.r_max.fill_(4.0)
+    ),
+    "use_sc = False in layer 2, whose block is residual": lambda: changed(
+        lambda model: setattr(model.products[1], "use_sc", False)
+    ),
+    "2 readouts for 3 layers": lambda: changed(
+        lambda model: setattr(model, "readouts", model.readouts[1:]), num_interactions=3
+    ),
+    "0 readouts for 1 layers": lambda: built(num_interactions=1, use_last_readout_only=True),
+    "a path_weight of 2 in conv_tp of layer 2 where mace-torch has 1": lambda: changed(
+        reweighed(1, "conv_tp")
+    ),
+    "a path_weight of 2 in skip_tp of layer 1 where mace-torch has 0.288675": lambda: changed(
+        reweighed(0, "skip_tp")
+    ),
+    "the couplings of layer 2 in the order [(1, 1, 0), (0, 0, 0), ": lambda: changed(
+        exchange_paths, hidden_irreps="4x0e+4x1o"
+    ),
+    "a ZBL repulsion that reaches to 1.52 Å with these elements": lambda: built(
+        pair_repulsion=True, r_max=1.5
+    ),
+    "parts of cuequivariance": lambda: changed(in_cuequivariance),
+    "parts that do not fit together (IndexError: ": lambda: changed(
+        lambda model: setattr(model.readouts[-1].non_linearity, "acts", torch.nn.ModuleList())
+    ),
+    "E0 of shape (1, 3) for 2 heads and 3 elements": lambda: changed(
+        lambda model: setattr(
+            model.atomic_energies_fn, "atomic_energies", model.atomic_energies_fn.atomic_energies[0]
+        ),
+        **mace_cases.TWO_HEADS,
     ),
     "different average numbers of neighbours in its layers, [6.5, 7.0]": lambda: changed(
         lambda model: setattr(model.interactions[1], "avg_num_neighbors", 7.0)
@@ -189,14 +258,20 @@ def test_a_model_of_another_version_is_refused_by_what_it_lacks():
         from_mace(model)
 
 
-def test_files_that_hold_no_model_are_refused(tmp_path, capsys):
+def test_files_that_hold_no_model_are_refused(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out.safetensors"
     (tmp_path / "text.model").write_text("energy = 3")
-    torch.save({"a": 1}, tmp_path / "dictionary.model")
+    torch.save({"model": {}, "optimizer": {}}, tmp_path / "checkpoint.pt")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "compiled.model")
+    with monkeypatch.context() as patch:  # a package that is not there when the file is read
+        patch.setitem(sys.modules, Foreign.__module__, types.SimpleNamespace(Foreign=Foreign))
+        torch.save(Foreign(1, 1), tmp_path / "foreign.model")
     for name, message in {
         "absent.model": "is no file; give a .model file of mace-torch",
         "text.model": "cannot be read by torch.load",
-        "dictionary.model": "the model has dict as its class",
+        "checkpoint.pt": "a dict of model, optimizer, as the checkpoints of a training are; give",
+        "foreign.model": "turn it into one of e3nn first, by python -m mace.cli.convert_cueq_e3nn",
+        "compiled.model": "give the .model file from which it was compiled",
     }.items():
         assert cli.main(["import-mace", str(tmp_path / name), str(out)]) == 2
         assert message in capsys.readouterr().err

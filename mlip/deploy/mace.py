@@ -34,6 +34,8 @@ from mlip.model.radial import (
 
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORMS = {"AgnesiTransform": "agnesi", "SoftTransform": "soft"}
+# Packages that run MACE's models, and the programs of mace-torch that undo it.
+CONVERTED = {"cuequivariance": "convert_cueq_e3nn", "openequivariance": "convert_oeq_e3nn"}
 SINGLE = 2e-6  # relative error of constants that were rounded to float32
 
 
@@ -43,7 +45,8 @@ def read_mace(path, head=None, dtype=None):
     Such a file is a pickle, which may run any code: read only those of people you trust.
 
     Args:
-      path: a `.model` file; TorchScript (`_compiled.model`, `-lammps.pt`) is refused.
+      path: a `.model` file; TorchScript (`_compiled.model`, `-lammps.pt`), checkpoints and models
+        of cuEquivariance are refused.
       head: name of the head, where the model has several.
       dtype: "float32" or "float64"; by default that of the model.
 
@@ -65,6 +68,8 @@ def read_mace(path, head=None, dtype=None):
     try:
         model = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a pickle may raise anything
+        if isinstance(error, ModuleNotFoundError):
+            _refuse_converted(error.name)
         raise ValueError(f"{path} cannot be read by torch.load: {error}") from None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     training = {
@@ -89,21 +94,33 @@ def from_mace(model, head=None, dtype=None, training=None):
     try:
         return _potential_of(model, head, dtype, training)
     except AttributeError as error:  # a pickle holds its class by name only
-        refuse(f"no {error.name or error}, as one of another version of mace-torch")
+        refuse(f"no {error.name or error}, as one of another version of mace-torch", cause=error)
+    except (IndexError, KeyError, TypeError) as error:
+        refuse(f"parts that do not fit together ({type(error).__name__}: {error})", cause=error)
 
 
 def _potential_of(model, head, dtype, training):
     config = config_of(model)
     heads = list(getattr(model, "heads", None) or ["Default"])
-    chosen = _choose(heads, head)
     numbers = array(model.atomic_numbers).astype(int)
-    e0 = np.atleast_2d(array(model.atomic_energies_fn.atomic_energies))[chosen]
+    e0 = np.atleast_2d(array(model.atomic_energies_fn.atomic_energies))
+    if e0.shape != (len(heads), len(numbers)):
+        refuse(f"E0 of shape {e0.shape} for {len(heads)} heads and {len(numbers)} elements")
+    chosen = _choose(heads, head)
+    e0 = e0[chosen]
     scale, shift = 1.0, 0.0
     if hasattr(model, "scale_shift"):
         scale, shift = (
             np.atleast_1d(array(getattr(model.scale_shift, name))) for name in ("scale", "shift")
         )
         scale, shift = (values[chosen if len(values) > 1 else 0] for values in (scale, shift))
+    widest = 2 * max(COVALENT_RADII[numbers])
+    if config.zbl and widest > config.cutoff:
+        refuse(
+            f"a ZBL repulsion that reaches to {widest:.2f} Å with these elements, beyond r_max of "
+            f"{config.cutoff} Å",
+            "its own energy jumps where atoms come within r_max, so that it is not imported",
+        )
     order = np.argsort(numbers)
     parameters = parameters_of(model, config, len(heads), chosen)
     dtype = dtype or str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -161,12 +178,37 @@ def _require_constants(name, values, expected):
         refuse(f"{name} = {values} where mace-torch has {expected}: trained")
 
 
+def _refuse_converted(name):
+    """Refuse by its name a class or module that is no e3nn, with the way back to one."""
+    for package, program in CONVERTED.items():
+        if package in name:
+            refuse(
+                f"parts of {package}",
+                f"turn it into one of e3nn first, by python -m mace.cli.{program}",
+            )
+
+
+def _require_model(model):
+    """Refuse what else mace-torch saves, with the remedy."""
+    if isinstance(model, dict):
+        keys = ", ".join(map(str, list(model)[:3]))
+        raise ValueError(
+            f"this is no model but a dict of {keys}, as the checkpoints of a training are; give "
+            "the .model file that the run wrote beside them"
+        )
+    if type(model).__name__ == "RecursiveScriptModule":
+        refuse("TorchScript as its class", "give the .model file from which it was compiled")
+    for part in model.modules() if hasattr(model, "modules") else ():
+        _refuse_converted(type(part).__module__)
+
+
 def config_of(model):
     """The `NetworkConfig` of a MACE model.
 
     Raises:
       ValueError: a part that we do not have, by name.
     """
+    _require_model(model)
     require_type(model, "class", "MACE", "ScaleShiftMACE")
     for name in ("joint_embedding", "embedding_readout", "les"):
         if hasattr(model, name):
@@ -176,7 +218,10 @@ def config_of(model):
     l_max = int(model.spherical_harmonics._lmax)
     if l_max > 3:
         refuse(f"spherical harmonics up to degree {l_max} (max_ell), of which 3 is the highest")
-    blocks, last = list(model.interactions), model.readouts[-1]
+    blocks = list(model.interactions)
+    if len(model.readouts) not in (1, len(blocks)):
+        refuse(f"{len(model.readouts)} readouts for {len(blocks)} layers")
+    last = model.readouts[-1]
     for block in blocks:
         _check_interaction(block)
     kinds = [INTERACTIONS[type(block).__name__] for block in blocks]
@@ -194,11 +239,13 @@ def config_of(model):
     is_hidden = hidden == "NonLinearReadoutBlock"
     if is_hidden:
         _require_silu(last.non_linearity.acts[0], "gate of the last readout")
-    between = blocks[1:] or blocks[:1]
+    between = (blocks[1:] or blocks[:1])[0].node_feats_irreps
+    if between.lmax > l_max:
+        refuse(f"hidden_irreps {between} beyond max_ell = {l_max}")
     return NetworkConfig(
         channels=channels,
         l_max=l_max,
-        hidden_l=_degrees(between[0].node_feats_irreps, channels, "hidden_irreps"),
+        hidden_l=_degrees(between, channels, "hidden_irreps"),
         correlation=orders.pop(),
         layers=len(blocks),
         radial_widths=widths.pop(),
@@ -261,6 +308,10 @@ def _radial_settings(model):
         for key, value in (constants if name == "agnesi" else {"alpha": SOFT_STEEPNESS}).items():
             _require_constants(key, getattr(transform, key), value)
     require_type(embedding.cutoff_fn, "cutoff", "PolynomialCutoff")
+    for part in ("cutoff_fn", "bessel_fn"):
+        own = getattr(getattr(embedding, part), "r_max", None)
+        if own is not None and not math.isclose(float(own), cutoff, rel_tol=SINGLE):
+            refuse(f"{part}.r_max = {float(own):g} beside r_max = {cutoff:g}")
     return {
         "cutoff": cutoff,
         "cutoff_order": int(embedding.cutoff_fn.p),

@@ -19,16 +19,22 @@ INTERACTIONS = {
 }
 
 
-def refuse(part):
+CAN = (
+    f"MACE and ScaleShiftMACE with the blocks {', '.join(INTERACTIONS)} and scalar readouts can be "
+    "imported"
+)
+
+
+def refuse(part, remedy=CAN, cause=None):
     """Refuse a model for a part, such as "use_so3".
+
+    Args:
+      cause: the error that showed it.
 
     Raises:
       ValueError: always.
     """
-    raise ValueError(
-        f"the model has {part}; MACE and ScaleShiftMACE with the blocks "
-        f"{', '.join(INTERACTIONS)} and scalar readouts can be imported"
-    )
+    raise ValueError(f"the model has {part}; {remedy}") from cause
 
 
 def require_type(module, name, *known):
@@ -63,7 +69,10 @@ def parameters_of(model, config, n_heads, head):
         if config.has_density(layer):
             parameters[f"density_{layer}"] = array(block.density_fn.layer0.weight)
         l_out = 0 if layer == config.layers - 1 else config.hidden_l
+        if config.is_residual(layer) and not product.use_sc:
+            refuse(f"use_sc = {product.use_sc} in layer {layer + 1}, whose block is residual")
         name = "skip" if config.is_residual(layer) else "select"
+        _require_norms(block.skip_tp, "skip_tp", layer)
         for _, instruction, weight in block.skip_tp.weight_views(yield_instruction=True):
             l = block.skip_tp.irreps_in1[instruction.i_in1].ir.l
             if name == "select" or l <= l_out:
@@ -96,20 +105,42 @@ def _radial_weights(block, config, layer):
     gain = network.layer0.act.cst / SILU_GAIN
     weights = [array(getattr(network, f"layer{i}").weight) for i in range(len(network.hs) - 1)]
     weights = [weights[0], *(weight * gain for weight in weights[1:])]
-    theirs = [
-        (
-            tensor_product.irreps_in1[instruction.i_in1].ir.l,
-            tensor_product.irreps_in2[instruction.i_in2].ir.l,
-            tensor_product.irreps_out[instruction.i_out].ir.l,
-        )
-        for instruction in tensor_product.instructions
-    ]
+    theirs = [_degrees_of(tensor_product, i) for i in tensor_product.instructions]
     ours = paths(0 if layer == 0 else config.hidden_l, config.l_max)
     if sorted(theirs) != sorted(ours):
         refuse(f"the couplings {theirs} in layer {layer + 1} where we have {ours}")
+    _require_norms(tensor_product, "conv_tp", layer)
+    # What they give is the linear map's input, whose rows we take in the order of our paths.
+    outputs = sorted(tensor_product.instructions, key=lambda i: i.i_out)
+    outputs = [_degrees_of(tensor_product, i) for i in outputs]
+    inputs = [i.i_in for i in block.linear.instructions]
+    same = block.linear.irreps_in.simplify() == tensor_product.irreps_out.simplify()
+    if outputs != sorted(ours, key=lambda path: path[2]) or inputs != sorted(inputs) or not same:
+        refuse(f"the couplings of layer {layer + 1} in the order {outputs} before its linear map")
     last = weights[-1].reshape(-1, len(theirs), config.channels)
     weights[-1] = last[:, [theirs.index(path) for path in ours]].reshape(len(last), -1)
     return weights
+
+
+def _degrees_of(tensor_product, instruction):
+    """(l_1, l_2, l_out) of a path."""
+    return (
+        tensor_product.irreps_in1[instruction.i_in1].ir.l,
+        tensor_product.irreps_in2[instruction.i_in2].ir.l,
+        tensor_product.irreps_out[instruction.i_out].ir.l,
+    )
+
+
+def _require_norms(tensor_product, name, layer):
+    """Refuse paths that are not normalised as ours: by components, and by inputs summed over."""
+    for instruction in tensor_product.instructions:
+        summed = math.prod(instruction.path_shape[:2]) if name == "skip_tp" else 1
+        expected = math.sqrt((2 * _degrees_of(tensor_product, instruction)[2] + 1) / summed)
+        if not math.isclose(instruction.path_weight, expected, rel_tol=1e-6):
+            refuse(
+                f"a path_weight of {instruction.path_weight:.6g} in {name} of layer {layer + 1} "
+                f"where mace-torch has {expected:.6g}"
+            )
 
 
 def _product_weights(contraction, config, l_out, order, n_species):
