@@ -178,6 +178,10 @@ def test_species_that_the_data_lacks_stay_or_go(tmp_path):
         ({"trainable": "last"}, "trainable is 'last', which needs a potential to start from"),
         ({"e0": "keep"}, "e0 is 'keep', which needs a potential"),
         ({"unseen": "guess"}, "unseen is 'guess'; choose one of refuse, add"),
+        (
+            {"unseen": "add", "trainable": "last", "init": "x"},
+            "trainable is 'last', which leaves the embedding of new .* train with trainable all",
+        ),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path, options, message):
@@ -191,3 +195,12 @@ def test_another_network_than_that_of_the_potential_is_refused(tmp_path, trained
         train(config_for(tmp_path, init=trained[0], network=other))
     with pytest.raises(ValueError, match=r"trainable is 7, but the network has 2 layers"):
         train(config_for(tmp_path, init=trained[0], trainable=7))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_trained_potential_learns_at_a_tenth_of_the_rate(tmp_path, optimizer):
+    plain, given = OptimizerConfig(optimizer), OptimizerConfig(optimizer, learning_rate=0.02)
+    scratch = config_for(tmp_path, optimizer=plain).optimizer.highest_rate
+    tuned = config_for(tmp_path, optimizer=plain, init="x").optimizer.highest_rate
+    assert tuned == pytest.approx(scratch / 10)
+    assert config_for(tmp_path, optimizer=given, init="x").optimizer.highest_rate == 0.02

@@ -8,6 +8,7 @@ import optax
 
 # Where none is given.
 RATES = {"muon": 0.03, "adam": 0.01, "adamw": 0.01}
+GENTLE = 0.1  # share of these rates for a potential that is trained already
 WEIGHT_DECAYS = {"muon": 0.0, "adamw": 1e-4}
 DECAYS = ("cosine", "linear", "none")
 
@@ -18,7 +19,7 @@ class OptimizerConfig:
 
     optimizer: str = "muon"  # muon, adam or adamw
     amsgrad: bool | None = None  # of adam and adamw, where it is on if not given; Reddi et al. 2018
-    learning_rate: float | None = None  # at its highest; 0.03 with muon and 0.01 else if not given
+    learning_rate: float | None = None  # if not given 0.03 with muon, else 0.01; with init a tenth
     decay: str = "cosine"  # cosine, linear or none, over the whole training
     final_learning_rate: float = 0.0  # at the end of the decay
     warmup_steps: int = 100  # steps over which the rate rises linearly from zero

@@ -28,7 +28,9 @@ from mlip.model.potential import DTYPES, Potential
 from mlip.training.batches import Frames
 from mlip.training.finetune import TRAINABLE, UNSEEN, start_from
 from mlip.training.loss import LossConfig
-from mlip.training.optimizer import OptimizerConfig
+from mlip.training.optimizer import GENTLE, OptimizerConfig
+
+IMPORTED = ("imported", "by", "head")  # what an imported potential says of its source
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,15 @@ class TrainConfig:
                 f"{setting} is {getattr(self, setting)!r}, which needs a potential to start from; "
                 "give one with --init"
             )
+        if self.unseen == "add" and self.trainable != "all":
+            raise ValueError(
+                f"unseen is 'add', but trainable is {self.trainable!r}, which leaves the embedding "
+                "of new elements where it starts, the same for all; train with trainable all, or "
+                "leave frames with such elements away"
+            )
+        if self.init is not None and self.optimizer.learning_rate is None:
+            gentle = replace(self.optimizer, learning_rate=GENTLE * self.optimizer.highest_rate)
+            object.__setattr__(self, "optimizer", gentle)
         for name in ("batch_size", "max_atoms", "max_epochs", "max_minutes", "patience"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 2**31:
@@ -168,7 +179,7 @@ def prepare(config):
         "train": file_card(config.train),
         "valid": file_card(config.valid) if _fraction(config.valid) is None else config.valid,
         "e0": config.e0 if _is_no_file(config.e0) else file_card(config.e0),
-        **({} if config.init is None else _init_card(config)),
+        **({} if config.init is None else _init_card(config, potential)),
         "n_train": len(train),
         "n_valid": len(valid),
         "e0_source": e0.source,
@@ -262,8 +273,10 @@ def _is_no_file(e0):
     return e0 in ("auto", "fit", "zero", "keep") or "=" in e0
 
 
-def _init_card(config):
-    return {"init": file_card(config.init), "trainable": config.trainable}
+def _init_card(config, potential):
+    """The file that a run starts from, and what that was imported from, if it was."""
+    source = {key: potential.training[key] for key in IMPORTED if key in potential.training}
+    return {"init": file_card(config.init), "trainable": config.trainable, **source}
 
 
 def file_card(path):
