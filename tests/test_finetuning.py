@@ -1,6 +1,6 @@
 """Starting from a trained potential: what stays, what moves, new elements and new energies."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import ase.io
 import numpy as np
@@ -8,13 +8,15 @@ import pytest
 from conftest import make_structure, predict
 from test_training import TINY, config_for, rows_of
 
-from mlip.data.structure import from_ase
+from mlip.data.dataset import read
+from mlip.data.structure import Structure, from_ase, number_of
 from mlip.model.network import NetworkConfig
-from mlip.model.potential import untrained
+from mlip.model.potential import Prediction, untrained
 from mlip.quickstart import data_file
 from mlip.training.checkpoint import load_model, save_model
 from mlip.training.finetune import (
     adopt_network,
+    covering,
     estimate_atomic_energies,
     names_that_move,
     with_species,
@@ -128,6 +130,167 @@ def test_energies_of_single_atoms_are_found_again(small_potential):
     found = estimate_atomic_energies(small_potential, water)
     assert "the smallest that fit" in found.note
     assert found.values == pytest.approx({1: 1.0, 8: 0.5}, rel=0, abs=1e-8)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A potential in which atoms know nothing of each other."""
+
+    species: tuple[int, ...]
+    e0: np.ndarray = field(default_factory=lambda: np.zeros(9))
+
+    def predict(self, structures):
+        energy = dict(zip(self.species, self.e0))
+        sums = (sum(energy[z] for z in s.numbers.tolist()) for s in structures)
+        return [Prediction(float(total), None, None, None) for total in sums]
+
+
+def frame_of(composition, wanted=None, error=0.0):
+    """Atoms of some elements, such as {"H": 2, "O": 1}; error in eV/atom; None for no energy."""
+    numbers = np.repeat([number_of(s) for s in composition], list(composition.values()))
+    positions = np.arange(3.0 * len(numbers)).reshape(-1, 3)
+    energy = None
+    if wanted is not None:
+        energy = sum(wanted[s] * n for s, n in composition.items()) + error * len(numbers)
+    return Structure(numbers, positions, np.zeros((3, 3)), [False] * 3, energy=energy)
+
+
+WATER, PEROXIDE, RUST = {"H": 2, "O": 1}, {"H": 2, "O": 2}, {"Fe": 1, "O": 1}
+WANTED = {"H": -13.5, "O": -2040.0, "Fe": -3450.0}
+
+
+@pytest.mark.parametrize(
+    "compositions",
+    [
+        [WATER, PEROXIDE] * 501 + [RUST] * 501,
+        [WATER] + [RUST] + [WATER] * 1200 + [PEROXIDE],
+        [WATER] * 1200 + [PEROXIDE, RUST],
+    ],
+    ids=["in turn", "rare and early", "rare and late"],
+)
+def test_every_element_with_an_energy_has_its_e0_estimated(compositions):
+    frames = [frame_of(c, WANTED) for c in compositions]
+    for unseen in ([], [26]):
+        found = estimate_atomic_energies(Alone((1, 8, 26)), frames, unseen)
+        expected = {number_of(s): e for s, e in WANTED.items()}
+        assert found.values == pytest.approx(expected, rel=0, abs=1e-7)
+        assert not found.note
+
+
+def test_frames_are_chosen_for_elements_and_compositions():
+    many = [(a, b, c) for a in range(1, 13) for b in range(1, 13) for c in range(1, 13)]
+    frames = [frame_of({"H": a, "C": b, "O": c}) for a, b, c in many] + [frame_of(RUST)]
+    chosen = covering(frames)
+    assert len(chosen) == 1000
+    assert chosen[-1] is frames[-1]
+    chosen = covering([frame_of(WATER)] * 3000 + [frame_of(PEROXIDE)] * 100)
+    assert len(chosen) == 1000
+    assert sum(len(s) == 4 for s in chosen) == 100
+
+
+def test_elements_without_energies_keep_their_e0_or_are_refused():
+    frames = [frame_of(c, WANTED) for c in (WATER, PEROXIDE)] * 3 + [frame_of(RUST)]
+    potential = Alone((1, 8, 26), np.array([0.0, 0.0, -7.0]))
+    found = estimate_atomic_energies(potential, frames)
+    assert found.values == pytest.approx({1: -13.5, 8: -2040.0, 26: -7.0}, rel=0, abs=1e-8)
+    assert found.note == "no frame with Fe has an energy; E0 of the initial potential is kept"
+    with pytest.raises(ValueError, match=r"E0 of Fe cannot be estimated.*; give E0 of all elem"):
+        estimate_atomic_energies(potential, frames, unseen=[26])
+    silent = [frame_of(RUST)]
+    assert estimate_atomic_energies(potential, silent).values == {8: 0.0, 26: -7.0}
+    with pytest.raises(ValueError, match=r"E0 of Fe cannot be estimated"):
+        estimate_atomic_energies(potential, silent, unseen=[26])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_new_elements_explain_the_energies_before_known_ones(seed):
+    errors = np.random.default_rng(seed).normal(scale=0.02, size=30)
+    old, new = {"Si": -100.0, "O": 0.0}, {"Si": -100.0, "O": -2040.0}
+    frames = [frame_of({"Si": 2, "O": 4}, new, error) for error in errors]
+    potential = Alone((1, 8, 14), np.array([-13.5, old["O"], old["Si"]]))
+    found = estimate_atomic_energies(potential, frames, unseen=[8])
+    assert found.values[14] == pytest.approx(-100.0, rel=0, abs=1e-9)
+    assert found.values[8] == pytest.approx(-2040.0 + 1.5 * errors.mean(), rel=0, abs=1e-7)
+    assert set(found.values) == {8, 14}
+    assert "after O explained what new elements can; of known elements Si changed" in found.note
+    both = estimate_atomic_energies(potential, frames)
+    assert "of known elements O changed most, by -1.63e+03 eV" in both.note
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_compositions_hardly_determine_stays_where_it_was(seed):
+    errors = np.random.default_rng(seed).normal(scale=0.02, size=100)
+    errors[-1] = 0.03  # of the only frame that lacks an atom
+    wanted = {"Si": -100.0, "O": -2040.0}
+    compositions = [{"Si": 16, "O": 32}] * 99 + [{"Si": 16, "O": 31}]
+    frames = [frame_of(c, wanted, e) for c, e in zip(compositions, errors)]
+    counts = np.array([list(c.values()) for c in compositions])
+    plain = np.linalg.lstsq(counts, errors * counts.sum(axis=1))[0]
+    assert np.abs(plain).max() > 1
+    found = estimate_atomic_energies(Alone((8, 14), np.array([-2040.0, -100.0])), frames)
+    assert found.values == pytest.approx({8: -2040.0, 14: -100.0}, rel=0, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changes_that_compositions_determine_are_found_within_the_noise(seed):
+    rng = np.random.default_rng(seed)
+    shares = rng.integers(1, 9, (200, 2)).tolist()
+    errors = rng.normal(scale=0.02, size=200)
+    frames = [frame_of({"H": h, "O": o}, WANTED, e) for (h, o), e in zip(shares, errors)]
+    found = estimate_atomic_energies(Alone((1, 8)), frames)
+    assert found.values == pytest.approx({1: -13.5, 8: -2040.0}, rel=0, abs=0.02)
+    # A single frame says what its only element is worth, in full.
+    found = estimate_atomic_energies(Alone((1,)), [frame_of({"H": 2}, WANTED)])
+    assert found.values == pytest.approx({1: -13.5}, rel=1e-3)
+
+
+def start_with_energies(tmp_path, e0, shift, **training):
+    """A run on ethanol with isolated atoms, from a potential that hardly tells structures apart."""
+    base = untrained(TINY, ["H", "C", "O"], e0=e0)
+    base = replace(base, scale=base.scale * 1e-3, shift=base.shift + shift, training=training)
+    save_model(base, tmp_path / "base.safetensors")
+    config = config_for(tmp_path, init=tmp_path / "base.safetensors", e0="auto")
+    frames = ase.io.read(config.train, ":") + ase.io.read(isolated_atoms(), ":")
+    ase.io.write(config.train, frames)
+    return adopt_network(config)
+
+
+def isolated_atoms():
+    return data_file("ethanol_isolated_atoms.xyz")
+
+
+def energies_of_ethanol():
+    """E0 of the isolated atoms, and the cohesive energy, eV/atom."""
+    atoms = {s.get_chemical_symbols()[0]: s for s in ase.io.read(isolated_atoms(), ":")}
+    e0 = {name: atom.get_potential_energy() for name, atom in atoms.items()}
+    energies = [s.energy for s in read(data_file("ethanol_train.xyz"))[:24]]
+    return e0, (np.mean(energies) - 6 * e0["H"] - 2 * e0["C"] - e0["O"]) / 9
+
+
+def test_isolated_atoms_are_refused_where_e0_hold_the_cohesion(tmp_path):
+    isolated, cohesion = energies_of_ethanol()
+    assert cohesion < -3
+    fitted = {name: energy + cohesion for name, energy in isolated.items()}
+    config = start_with_energies(tmp_path, fitted, 0.0)
+    off = f"{abs(cohesion):.3g}"
+    with pytest.raises(ValueError, match=rf"is off by {off} eV/atom, .*; move them with --e0 fit"):
+        prepare(config)
+    potential, *_ = prepare(replace(config, e0="fit"))
+    expected = [fitted[name] for name in ("H", "C", "O")]
+    np.testing.assert_allclose(potential.e0, expected, rtol=0, atol=0.1)
+    potential, *_ = prepare(replace(config, e0=str(isolated_atoms())))
+    np.testing.assert_allclose(potential.e0, [isolated[n] for n in "HCO"], rtol=0, atol=1e-9)
+
+
+def test_isolated_atoms_are_taken_where_e0_are_theirs(tmp_path):
+    isolated, cohesion = energies_of_ethanol()
+    elsewhere = {name: energy + 0.5 for name, energy in isolated.items()}
+    source = {"imported": {"name": "a.model", "sha256": "1"}, "head": "dft", "by": "somebody"}
+    potential, *_ = prepare(start_with_energies(tmp_path, elsewhere, cohesion, **source))
+    np.testing.assert_allclose(potential.e0, [isolated[n] for n in "HCO"], rtol=0, atol=1e-9)
+    # The tuned potential tells what its start was imported from, and is no import itself.
+    assert {key: potential.training[key] for key in source} == source
+    assert potential.training["init"]["name"] == "base.safetensors"
 
 
 @pytest.mark.parametrize("e0", ["keep", "auto", "fit"])
