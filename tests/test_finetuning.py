@@ -8,6 +8,7 @@ import pytest
 from conftest import make_structure, predict
 from test_training import TINY, config_for, rows_of
 
+from mlip import cli
 from mlip.data.dataset import read
 from mlip.data.structure import Structure, from_ase, number_of
 from mlip.model.network import NetworkConfig
@@ -358,6 +359,18 @@ def test_another_network_than_that_of_the_potential_is_refused(tmp_path, trained
         train(config_for(tmp_path, init=trained[0], network=other))
     with pytest.raises(ValueError, match=r"trainable is 7, but the network has 2 layers"):
         train(config_for(tmp_path, init=trained[0], trainable=7))
+
+
+def test_settings_equal_to_those_of_the_potential_are_no_others(tmp_path, trained, capsys):
+    config = config_for(tmp_path, init=trained[0], network=NetworkConfig(cutoff=3.0))
+    assert adopt_network(config, {"cutoff"}).network == TINY
+    # Given and default, 5 Å are still not the 3 Å of the potential.
+    toml = tmp_path / "run.toml"
+    toml.write_text("[network]\ncutoff = 5\n")
+    for given in (["--cutoff", "5.0"], [str(toml)]):
+        options = ["--train", config.train, "--init", trained[0], "--out", str(tmp_path / "run")]
+        assert cli.main(["train", *given, *options]) == 2
+        assert "cutoff is 5.0, but the run starts from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])

@@ -1,11 +1,14 @@
 """`mlip train`: train a potential on DFT energies, forces and stresses."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from mlip import config as settings
+from mlip.model.network import NetworkConfig
 from mlip.report.fit import report_training
 from mlip.runtime import Stop, use_all_cores
 from mlip.screen import Screen
+from mlip.training.finetune import adopt_network
 from mlip.training.loop import train as run_training
 from mlip.training.setup import TrainConfig, read_table
 
@@ -23,6 +26,8 @@ def run(arguments):
     resumed = (arguments.out or "run") if arguments.resume else None
     base = read_table(arguments.config, resumed)
     config = settings.from_flags(TrainConfig, arguments, base)
+    flags = (f.name for f in fields(NetworkConfig) if getattr(arguments, f.name) is not None)
+    config = adopt_network(config, {*base.get("network", {}), *flags})
     screen = Screen()
     with screen:
         try:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -21,8 +21,12 @@ FAR_OFF = 0.1  # eV/atom, above which energies are looked at
 BY_SPECIES = ("embedding", "skip", "select")  # parameters [n_species, ...], scaled by their number
 
 
-def adopt_network(config):
+def adopt_network(config, given=None):
     """The settings of a run with the network of the potential that it starts from, if any.
+
+    Args:
+      given: names of the settings of the network that somebody chose; all of them if not given,
+        unless they are the defaults.
 
     Raises:
       ValueError: settings of the network are given that are not those of the potential.
@@ -30,11 +34,15 @@ def adopt_network(config):
     if config.init is None:
         return config
     network = load_model(config.init).config
-    if config.network not in (NetworkConfig(), network):
-        raise ValueError(
-            f"the run starts from {config.init}, whose network is {network}; leave the settings "
-            f"of the network away instead of {config.network}"
-        )
+    if given is None:
+        given = [f.name for f in fields(network) if config.network != NetworkConfig()]
+    for name in given:
+        value, own = getattr(config.network, name), getattr(network, name)
+        if value != own:
+            raise ValueError(
+                f"{name} is {value}, but the run starts from {config.init}, whose network has "
+                f"{own}; leave the settings of the network away"
+            )
     return replace(config, network=network)
 
 
