@@ -31,7 +31,7 @@ INTERACTIONS = ("residual", "plain", "residual-density", "plain-density")
 CUTOFF_ON = ("basis", "functions")
 # Slots that are taken at once whatever the block, and for how many features of an atom: measured
 # on molecules of 27 atoms with 256 and 384.
-AT_LEAST, FEW_COLUMNS = 640, 256
+AT_LEAST, FEW_COLUMNS = 720, 256
 
 
 @dataclass(frozen=True)

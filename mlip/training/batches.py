@@ -1,6 +1,5 @@
 """Batches of a data set: packed, dealt out to devices and to turns in the cache, padded."""
 
-import math
 from dataclasses import replace
 
 import jax
@@ -39,17 +38,22 @@ class Frames:
         if slots_at_once is None or most == 1:
             return 1
         some = self.batches(range(len(self.structures)))[:SAMPLED]
-        slots = [sum(self.sizes[i][0] for i in b) * max(self.sizes[i][1] for i in b) for b in some]
-        fewest = math.ceil(np.median(slots) / n_devices / slots_at_once)
+        some.sort(key=lambda indices: sum(self.sizes[i][0] for i in indices))
+        atoms = np.cumsum([sum(self.sizes[i][0] for i in indices) for indices in some])
+        usual = some[np.searchsorted(atoms, atoms[-1] / 2)]  # of which half of the atoms are
 
-        def filled(n_parts):
+        def slots(n_parts, batches):
             ladder = self.ladder_of(n_parts)
-            shapes = [self.shape(self.parts(indices, n_parts), ladder) for indices in some]
-            return n_parts * sum(shape.n_atoms * shape.max_neighbors for shape in shapes)
+            shapes = [self.shape(self.parts(indices, n_parts), ladder) for indices in batches]
+            return sum(shape.n_atoms * shape.max_neighbors for shape in shapes)
 
-        enough = MOST_FILLED * filled(n_devices)
-        fit = (t for t in range(fewest, most + 1) if filled(n_devices * t) <= enough)
-        return next(fit, 1)
+        enough = MOST_FILLED * n_devices * slots(n_devices, some)
+        for turns in range(1, most + 1):
+            n_parts = n_devices * turns
+            small = slots(n_parts, [usual]) <= slots_at_once
+            if small and n_parts * slots(n_parts, some) <= enough:
+                return turns
+        return 1
 
     def batches(self, order):
         """Lists of indices into the structures."""
@@ -69,10 +73,10 @@ class Frames:
         """The few sizes that parts are padded to."""
         if n_parts == 1:
             return self.ladder
-        # Mostly a whole batch's atoms divided by the number of parts, at most all of them.
-        atoms = {-(-whole // n_parts) for whole in self.ladder.atoms}
-        atoms |= {max(n for n, _ in self.sizes), *self.ladder.atoms}
+        # Mostly the share that its frames have of a whole batch's atoms, at most all of them.
         n_frames = -(-self.ladder.batch_size // n_parts)
+        atoms = {-(-whole * n_frames // self.ladder.batch_size) for whole in self.ladder.atoms}
+        atoms |= {max(n for n, _ in self.sizes), *self.ladder.atoms}
         return replace(self.ladder, batch_size=n_frames, atoms=tuple(sorted(atoms)))
 
     def shape(self, parts, ladder):
