@@ -88,3 +88,12 @@ def test_sizes_grow_by_at_most_a_third():
     for count in range(1, 3000):
         assert count <= round_up(count) <= max(count + 1, 1.34 * count)
     assert len({round_up(count) for count in range(1, 3000)}) < 50
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_an_atom_alone_has_an_energy_in_the_smallest_graph(small_potential, width):
+    atom = make_structure("atom")
+    frame = (small_potential.species_of(atom), atom, build_table(atom, 5.0))
+    graphs = [pad([frame], Shape(1, w, 2), 5.0, "float64") for w in (width, 8)]
+    found, expected = (small_potential.evaluate(graph)[0] for graph in graphs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)

@@ -27,7 +27,7 @@ class Graph:
     species: jax.Array  # [n_atoms] index into the potential's species, 0-based
     structure: jax.Array  # [n_atoms] index of the structure an atom belongs to
     neighbors: jax.Array  # [n_atoms, max_neighbors] the sender of each edge
-    reverse: jax.Array  # [n_atoms, max_neighbors] flat slot of the opposite edge
+    reverse: jax.Array  # [n_atoms, max_neighbors] flat slot of the opposite edge, or its own
     displacement: jax.Array  # [n_atoms, max_neighbors, 3] Å, from receiver to sender
     volume: jax.Array  # [n_structures] Å³; infinite where no volume is defined
     n_atoms: jax.Array  # [n_structures] atoms of each structure; 0 for padding

@@ -130,8 +130,8 @@ def gather_senders(features, graph, axis=None):
 class Pairs:
     """Edges and their opposites as one, for what depends on the distance alone."""
 
-    first: jax.Array  # [n_slots // 2] the earlier slot of each pair; n_slots where there is none
-    second: jax.Array  # [n_slots // 2] the later one
+    first: jax.Array  # [n_pairs] the earlier slot of each pair; n_slots where there is none
+    second: jax.Array  # [n_pairs] the later one
     pair: jax.Array  # [n_atoms, max_neighbors] the pair of each slot; n_slots where it is padding
 
     def choose(self, slots, fill):
@@ -139,7 +139,7 @@ class Pairs:
         return slots.ravel().at[self.first].get(mode="fill", fill_value=fill)
 
     def give(self, values):
-        """Values of pairs, [n_slots // 2, columns], to both their slots, and 0 to padding."""
+        """Values of pairs, [n_pairs, columns], to both their slots, and 0 to padding."""
 
         def spread(index, values):
             return values.at[index.pair].get(mode="fill", fill_value=0)
@@ -160,7 +160,8 @@ def pair_up(graph):
     n_slots = len(reverse)
     slots = jnp.arange(n_slots, dtype=reverse.dtype)
     counted = jnp.cumsum(slots < reverse, dtype=reverse.dtype)  # padding is its own opposite
-    numbers = jnp.arange(1, n_slots // 2 + 1, dtype=reverse.dtype)
+    n_pairs = n_slots // 2 + 1  # one to spare, so that a lone atom has rows
+    numbers = jnp.arange(1, n_pairs + 1, dtype=reverse.dtype)
     first = jnp.searchsorted(counted, numbers, method="scan_unrolled").astype(reverse.dtype)
     pair = jnp.where(slots == reverse, n_slots, counted[jnp.minimum(slots, reverse)] - 1)
     second = reverse.at[first].get(mode="fill", fill_value=n_slots)
