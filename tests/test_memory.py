@@ -133,7 +133,7 @@ def test_a_training_step_that_does_not_fit_is_refused(tmp_path, monkeypatch):
         data, "0.1", out=out, max_epochs=1, batch_size=8, network=SMALL, check=False
     )
     mlip.train(config)  # compiled ahead
-    monkeypatch.setattr(loop, "free_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(loop, "free_bytes", lambda: 1_000)
     with pytest.raises(MemoryError, match="a training step of .* a smaller --batch-size"):
         mlip.train(replace(config, out=str(tmp_path / "refused")))
 
