@@ -97,3 +97,9 @@ def test_an_atom_alone_has_an_energy_in_the_smallest_graph(small_potential, widt
     graphs = [pad([frame], Shape(1, w, 2), 5.0, "float64") for w in (width, 8)]
     found, expected = (small_potential.evaluate(graph)[0] for graph in graphs)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_frames_of_almost_one_width_fill_whole_batches():
+    sizes = [(27, width) for width in (23, 23, 24, 25, 22, 22, 23, 25, 23, 22)] * 3
+    ladder = plan_ladder(sizes, batch_size=10)
+    assert [len(batch) for batch in ladder.pack(sizes, range(30))] == [10, 10, 10]

@@ -231,14 +231,12 @@ def plan_ladder(sizes, batch_size, max_atoms=None):
     usual = int(max(np.ceil(1.5 * batch_size * atoms.mean()), np.quantile(atoms, 0.99)))
     usual = int(min(max_atoms or usual, batch_size * atoms.max()))
     typical = int(np.ceil(batch_size * atoms.mean()))
-    slots = int(max(usual * np.quantile(widths, 0.9), np.median(atoms * widths)))
     rungs = [typical] if typical < 0.7 * usual else []
     rungs += [usual] if atoms.max() <= usual else [usual, int(atoms.max())]
     width, narrow = int(widths.max()), int(np.quantile(widths, 0.5))
-    return Ladder(
-        batch_size,
-        tuple(rungs),
-        (narrow, width) if narrow < 0.7 * width else (width,),
-        usual,
-        slots,
-    )
+    if narrow < 0.7 * width:
+        columns, slots = (narrow, width), usual * np.quantile(widths, 0.9)
+    else:
+        columns, slots = (width,), usual * width
+    slots = int(max(slots, np.median(atoms * widths)))
+    return Ladder(batch_size, tuple(rungs), columns, usual, slots)
