@@ -43,7 +43,9 @@ def test_predictions_use_all_digits(float32, form):
     assert_full_precision(function.lower(*settings, *arguments))
 
 
-def test_the_gradient_of_training_uses_all_digits(float32):
+@pytest.mark.parametrize("kept", [16, 0], ids=["kept", "made again"])
+def test_the_gradient_of_training_uses_all_digits(float32, kept, monkeypatch):
+    monkeypatch.setattr("mlip.training.loss.KEPT", kept)
     structure = make_structure("crystal")
     labelled = replace(structure, energy=1.0, forces=np.ones((len(structure), 3)), stress=np.eye(3))
     labels = pad_labels([labelled], [0.0], SHAPE, "float32")

@@ -64,13 +64,15 @@ def rows_of(run):
     ("loss", "network"),
     [
         ("mse", NetworkConfig(channels=3, l_max=2, hidden_l=1, correlation=2, radial_widths=(6,))),
-        ("huber", CONFIGS["densities"]),
+        ("huber", replace(CONFIGS["densities"], cutoff_on="functions")),
     ],
     ids=["mse", "huber"],
 )
-def test_the_gradient_of_the_loss_is_that_of_plain_reverse_mode(loss, network):
+def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, network, monkeypatch):
+    monkeypatch.setattr("mlip.model.network.AT_LEAST", 0)
     config = LossConfig(loss=loss, huber_delta=0.1)
     potential = untrained(network, (1, 8, 14), dtype="float64", average_neighbors=8)
+    potential = replace(potential, block=2)
     rng = np.random.default_rng(0)
     frames = []
     for kind in ("molecule", "crystal", "slab"):
@@ -93,17 +95,31 @@ def test_the_gradient_of_the_loss_is_that_of_plain_reverse_mode(loss, network):
         return batch_loss(config, weights, label_counts(labels), graph, labels, *outputs)[0]
 
     with potential.precision():
-        expected_loss, expected = jax.jit(jax.value_and_grad(plain))(potential.weights.parameters)
-        gradient, (value, (shares, sums)) = jax.jit(
-            lambda w: loss_and_gradient(potential.network, config, weights, w, graph, labels)
-        )(potential.weights)
-    np.testing.assert_allclose(value, expected_loss, rtol=1e-12)
-    np.testing.assert_allclose(np.asarray(shares).sum(), value, rtol=1e-12)
-    assert [float(sums[f"{k}_count"]) for k in ("energy", "forces", "stress")] == [2, 54, 9]
-    for name in expected:
-        np.testing.assert_allclose(
-            gradient[name], expected[name], rtol=1e-9, atol=1e-12 * float(value), err_msg=name
-        )
+        start, reverse = potential.weights.parameters, jax.jit(jax.value_and_grad(plain))
+        expected_loss, expected = reverse(start)
+        for name, derivative in expected.items():
+            way = rng.normal(size=derivative.shape)
+            ends = [start | {name: start[name] + h * way} for h in (-1e-5, 1e-5)]
+            before, after = (float(reverse(end)[0]) for end in ends)
+            along = (np.asarray(derivative) * way).sum()
+            difference = (after - before) / 2e-5
+            np.testing.assert_allclose(
+                difference, along, rtol=1e-6, atol=1e-9 * after, err_msg=name
+            )
+
+    for kept in (0, 1000):  # intermediates made again block by block, and kept
+        monkeypatch.setattr("mlip.training.loss.KEPT", kept)
+        with potential.precision():
+            gradient, (value, (shares, sums)) = jax.jit(
+                lambda w: loss_and_gradient(potential.network, config, weights, w, graph, labels)
+            )(potential.weights)
+        np.testing.assert_allclose(value, expected_loss, rtol=1e-12)
+        np.testing.assert_allclose(np.asarray(shares).sum(), value, rtol=1e-12)
+        assert [float(sums[f"{k}_count"]) for k in ("energy", "forces", "stress")] == [2, 54, 9]
+        for name in expected:
+            np.testing.assert_allclose(
+                gradient[name], expected[name], rtol=1e-9, atol=1e-12 * float(value), err_msg=name
+            )
 
 
 def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_path, monkeypatch):
@@ -114,7 +130,8 @@ def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_pat
     ]
     tables = [build_table(s, TINY.cutoff) for s in structures]
     found = []
-    for block in (0, 2):  # all atoms at once, and as for a small cache
+    for block, kept in ((0, 16), (2, 16), (2, 0)):  # all atoms at once, and as for a small cache
+        monkeypatch.setattr("mlip.training.loss.KEPT", kept)
         potential = replace(
             untrained(TINY, (1, 6, 8), dtype="float64", average_neighbors=5), block=block
         )
@@ -129,10 +146,11 @@ def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_pat
             )(potential.weights)
             sums = error_sums(*settings, potential.weights, graph, labels)
         found.append((frames.turns, gradient, loss, np.sort(shares)[-5:], sums))
-    (whole, *expected), (parts, *others) = found
-    assert (whole, parts) == (1, 5)
-    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(others), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-10)
+    assert [turns for turns, *_ in found] == [1, 5, 5]
+    expected, *others = (jax.tree.leaves(results) for _, *results in found)
+    for one, *rest in zip(expected, *others, strict=True):
+        for other in rest:
+            np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-10)
 
 
 def test_missing_labels_do_not_pull_on_the_parameters():

@@ -11,15 +11,9 @@ import jax
 import jax.numpy as jnp
 
 SMALL = 4  # blocks that are taken at once
-SLOTS_AT_ONCE = 70  # likewise in the network, for each atom of a block
 
 
-def fit_at_once(n_atoms, block, at_once=None):
-    """True where `map_blocks` takes all atoms at once."""
-    return block is None or n_atoms <= (SMALL * block if at_once is None else at_once)
-
-
-def map_blocks(function, block, *arrays, at_once=None):
+def map_blocks(function, block, *arrays, at_once=SMALL):
     """`function(*arrays)` taken `block` atoms at a time, and again so in the reverse pass.
 
     Args:
@@ -27,13 +21,13 @@ def map_blocks(function, block, *arrays, at_once=None):
       block: about how many atoms at a time; None takes all at once, as does a number of atoms so
         small that the loop would cost more than the cache saves.
       arrays: [n_atoms, ...]
-      at_once: that number, by default a few blocks.
+      at_once: that number, in blocks.
 
     Returns:
       what `function` gives, for all atoms.
     """
     n_atoms = arrays[0].shape[0]
-    if fit_at_once(n_atoms, block, at_once):
+    if block is None or n_atoms <= at_once * block:
         return function(*arrays)
     # Of sizes near the wanted one, that which leaves the fewest rows to fill.
     sizes = range(block - block // 2, 2 * block)
@@ -132,24 +126,26 @@ class Pairs:
 
     first: jax.Array  # [n_pairs] the earlier slot of each pair; n_slots where there is none
     second: jax.Array  # [n_pairs] the later one
-    pair: jax.Array  # [n_atoms, max_neighbors] the pair of each slot; n_slots where it is padding
+    pair: jax.Array  # [n_atoms, max_neighbors] the pair of each slot; of padding the last one
 
     def choose(self, slots, fill):
         """Of [n_atoms, max_neighbors] the values in the first slot of every pair."""
         return slots.ravel().at[self.first].get(mode="fill", fill_value=fill)
 
     def give(self, values):
-        """Values of pairs, [n_pairs, columns], to both their slots, and 0 to padding."""
+        """Values of pairs, [n_pairs, columns], to both their slots.
+
+        Those of pairs that are none must be 0 with derivatives of 0, as all functions are at the
+        cutoff: they go to padding, and no derivative comes back from there.
+        """
 
         def spread(index, values):
-            return values.at[index.pair].get(mode="fill", fill_value=0)
+            return values.at[index.pair].get(mode="promise_in_bounds")
 
         def collect(index, slots):  # a gather, since a scatter is slow
             slots = slots.reshape(-1, slots.shape[-1])
-            either = (
-                slots.at[i].get(mode="fill", fill_value=0) for i in (index.first, index.second)
-            )
-            return sum(either)
+            either = (slots.at[i].get(mode="clip") for i in (index.first, index.second))
+            return sum(either) * (index.first < len(slots))[:, None]
 
         return jax.custom_derivatives.linear_call(spread, collect, self, values)
 
@@ -160,9 +156,9 @@ def pair_up(graph):
     n_slots = len(reverse)
     slots = jnp.arange(n_slots, dtype=reverse.dtype)
     counted = jnp.cumsum(slots < reverse, dtype=reverse.dtype)  # padding is its own opposite
-    n_pairs = n_slots // 2 + 1  # one to spare, so that a lone atom has rows
+    n_pairs = n_slots // 2 + 1  # one to spare, for padding
     numbers = jnp.arange(1, n_pairs + 1, dtype=reverse.dtype)
     first = jnp.searchsorted(counted, numbers, method="scan_unrolled").astype(reverse.dtype)
-    pair = jnp.where(slots == reverse, n_slots, counted[jnp.minimum(slots, reverse)] - 1)
+    pair = jnp.where(slots == reverse, n_pairs - 1, counted[jnp.minimum(slots, reverse)] - 1)
     second = reverse.at[first].get(mode="fill", fill_value=n_slots)
     return Pairs(first, second, pair.reshape(graph.reverse.shape))

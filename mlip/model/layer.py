@@ -140,7 +140,7 @@ def interaction(config, weights, displacement, senders, reach, pairs):
     distance = jnp.sqrt((displacement**2).sum(axis=-1))
     harmonics = spherical_harmonics(displacement / distance[..., None], config.l_max)
     if pairs is not None:
-        distance = pairs.choose(distance, 2 * config.cutoff)
+        distance = pairs.choose(distance, config.cutoff)
         reach = None if reach is None else pairs.choose(reach, 1.0)
     argument = transform_distance(config.distance_transform, distance, reach)
     radial = radial_basis(config.radial_basis, argument, config.cutoff, config.n_radial)
@@ -156,13 +156,14 @@ def interaction(config, weights, displacement, senders, reach, pairs):
     sums = [[] for _ in range(config.l_max + 1)]
     for function, (l1, l2, l3) in zip(functions, routes):
         edge, message = harmonics[l2], function[:, :, None] * senders[l1]
-        if l1 == 0:
-            total = jnp.einsum("nkb,nkc->bnc", edge, message[:, :, 0])
-        else:
+        if l1 > 0:
             tensor = jnp.asarray(math.sqrt(2 * l3 + 1) * coupling(l1, l2, l3), edge.dtype)
             edge = jnp.einsum("nkm,amb->nkab", edge, tensor)
-            total = jnp.einsum("nkab,nkac->bnc", edge, message)
-        sums[l3].append(total)
+        # Neighbours and components in one axis, with the edge on the left: otherwise XLA multiplies
+        # transposed copies.
+        edge, message = (e.reshape(len(e), -1, e.shape[-1]) for e in (edge, message))
+        total = jnp.einsum("nkb,nkc->nbc", edge, message)
+        sums[l3].append(jnp.moveaxis(total, 1, 0))
     mixed = [
         mix_channels(jnp.concatenate(parts, axis=-1), weights["mix", l])
         for l, parts in enumerate(sums)
@@ -215,7 +216,9 @@ def rows_of_species(weight, species):
     if n_species > MANY_SPECIES:
         return weight[:, species]
     one_hot = jax.nn.one_hot(species, n_species, dtype=weight.dtype)
-    return jnp.einsum("nz,bzc->bnc", one_hot, weight)
+    # As many products as rows of the basis, since the gradient of a single one copies its operands.
+    one_hot = jnp.broadcast_to(one_hot, (len(weight), *one_hot.shape))
+    return jnp.einsum("bnz,bzc->bnc", one_hot, weight)
 
 
 def product(config, weights, density, added, species):

@@ -16,8 +16,6 @@ import numpy as np
 
 from mlip.data.graph import Graph
 from mlip.model.blocks import (
-    SLOTS_AT_ONCE,
-    fit_at_once,
     from_all_devices,
     gather_senders,
     map_blocks,
@@ -29,6 +27,7 @@ from mlip.model.so3 import L_MAX
 
 INTERACTIONS = ("residual", "plain", "residual-density", "plain-density")
 CUTOFF_ON = ("basis", "functions")
+SLOTS_AT_ONCE = 70  # neighbour slots that stay in the cache, for each atom of a block
 # Slots that are taken at once whatever the block, and for how many features of an atom: measured
 # on molecules of 27 atoms with 256 and 384.
 AT_LEAST, FEW_COLUMNS = 720, 256
@@ -153,13 +152,17 @@ class Network(nn.Module):
                 senders = gather_senders(mix_degrees(features, weights), graph, self.axis)
                 step = functools.partial(pass_layer, config, layer, weights, average_neighbors)
                 rows = (graph.displacement, senders, features, graph.species, *reach)
-                at_once = self.slots_at_once and self.slots_at_once // graph.neighbors.shape[1]
-                if fit_at_once(len(graph.species), self.block, at_once):
-                    step = functools.partial(step, pairs=pairs)
-                features, energies = map_blocks(step, self.block, *rows, at_once=at_once)
+                if self.fits_at_once(graph):
+                    features, energies = step(*rows, pairs=pairs)
+                else:  # more than stays in the cache: in blocks, however few
+                    features, energies = map_blocks(step, self.block, *rows, at_once=1)
                 energy += energies
                 invariants.append(features[:, 0])
             return energy, tuple(invariants)
+
+    def fits_at_once(self, graph):
+        """True where all atoms are taken through a layer at once, not block by block."""
+        return not self.slots_at_once or graph.neighbors.size <= self.slots_at_once
 
     @property
     def slots_at_once(self):

@@ -1,4 +1,4 @@
-"""The loss of a batch, its gradient by one forward inside one reverse pass, and error sums."""
+"""The loss of a batch, its gradient by the parameters, and error sums."""
 
 from dataclasses import dataclass, replace
 
@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from mlip.model.network import SLOTS_AT_ONCE
 from mlip.model.potential import atom_energies, energies_and_pull, forces_and_stress, per_structure
 
 KINDS = ("mse", "huber")
 STAGE_TWO_ENERGY_WEIGHT = 1000.0
+# Of so many blocks of atoms, keeping all intermediates was measured to cost no more than making
+# them again block by block (64x0e: cells of 64 to 512 atoms; 128x0e+128x1o: of 64, not of 192).
+KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,6 @@ def loss_and_gradient(
 ):
     """Loss of a batch and its gradient by the network's parameters, or those of some names.
 
-    With v the derivative of the loss by the edges' pull, the gradient of the forces' and stress'
-    share is that of the energy's derivative along v: one forward-mode derivative inside one
-    reverse pass, where the usual way takes a reverse pass of a reverse pass.
-
     Args:
       axis: of the devices that share the batch; all give the same, but for the shares of the
         structures, which are those of their own.
@@ -154,15 +154,53 @@ def loss_and_gradient(
     moving = {name: weights.parameters[name] for name in names or weights.parameters}
 
     def of_part(graph, labels):
-        energies, pull = energies_and_pull(network, weights, graph)
+        # Without blocks nothing is made again in either way.
+        few = not network.block or graph.neighbors.size <= KEPT * SLOTS_AT_ONCE * network.block
+        differentiate = outputs_by_reverse if few else outputs_by_forward
+        energies, pull, by_parameters = differentiate(network, weights, moving, graph)
 
         def of_outputs(energies, pull):
             outputs = energies, *forces_and_stress(graph, pull)
             return batch_loss(config, loss_weights, counts, graph, labels, *outputs)
 
         loss, pullback, (shares, sums) = jax.vjp(of_outputs, energies, pull, has_aux=True)
-        by_energies, by_pull = pullback(jnp.ones_like(loss))
+        return (by_parameters(*pullback(jnp.ones_like(loss))), loss, sums), shares
 
+    found, shares = in_turns(of_part, turns, graph, labels)
+    gradient, loss, sums = from_all(found, axis)
+    return gradient, (loss, (shares, sums))
+
+
+def outputs_by_reverse(network, weights, moving, graph):
+    """Outputs of a part, and how the loss's derivatives by them become its gradient.
+
+    By a reverse pass of the reverse pass, which finds the intermediates of all atoms where they
+    were left.
+
+    Args:
+      moving: parameters by name for which the gradient is wanted.
+
+    Returns:
+      energies [n_atoms] without baseline, eV; the edges' pull [n_atoms, max_neighbors, 3], eV/Å;
+      and a function of the loss's derivatives by both to its gradient, as `moving`.
+    """
+
+    def outputs(parameters):
+        inner = replace(weights, parameters=weights.parameters | parameters)
+        return energies_and_pull(replace(network, block=None), inner, graph)
+
+    (energies, pull), pullback = jax.vjp(outputs, moving)
+    return energies, pull, lambda *cotangents: pullback(cotangents)[0]
+
+
+def outputs_by_forward(network, weights, moving, graph):
+    """The same where intermediates are not kept but made again, block by block.
+
+    With v the derivative of the loss by the edges' pull, the pull's share of the gradient is that
+    of the energies' derivative along v: one forward-mode derivative inside one reverse pass.
+    """
+
+    def by_parameters(by_energies, by_pull):
         def along(parameters):
             inner = replace(weights, parameters=weights.parameters | parameters)
 
@@ -172,8 +210,6 @@ def loss_and_gradient(
             energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
             return (by_energies * energies).sum() + derivative.sum()
 
-        return (jax.grad(along)(moving), loss, sums), shares
+        return jax.grad(along)(moving)
 
-    found, shares = in_turns(of_part, turns, graph, labels)
-    gradient, loss, sums = from_all(found, axis)
-    return gradient, (loss, (shares, sums))
+    return *energies_and_pull(network, weights, graph), by_parameters
