@@ -1,9 +1,9 @@
 """The message-passing network: edge displacements in, one energy per atom out.
 
 The mathematics is that of MACE (Batatia et al. 2022, arXiv:2206.07697), by default with its
-residual interaction block, normalisation constants included. Every parameter starts as a standard
-normal number (those of the product basis divided by their count, as in MACE); all scales are
-constants in the forward pass.
+residual interaction block, normalisation constants included, and a smaller radial network. Every
+parameter starts as a standard normal number (those of the product basis divided by their count, as
+in MACE); all scales are constants in the forward pass.
 """
 
 import functools
@@ -44,7 +44,7 @@ class NetworkConfig:
     correlation: int = 3  # order of the product basis: 3 couples four bodies in one layer
     layers: int = 2  # message-passing layers
     n_radial: int = 8  # Bessel functions of the distance
-    radial_widths: tuple[int, ...] = (64, 64, 64)  # hidden layers of the radial network
+    radial_widths: tuple[int, ...] = (64,)  # hidden layers of the radial network; MACE: 64, 64, 64
     cutoff_order: int = 5  # p of the smooth cutoff
     readout_width: int = 16  # hidden width of the last readout; the others are linear
     zbl: bool = False  # add the ZBL repulsion of the nuclei below the sum of covalent radii
