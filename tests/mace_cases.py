@@ -7,6 +7,8 @@ import numpy as np
 from mlip.data.structure import Structure, to_ase
 
 SPECIES = (1, 6, 8)
+ELEMENTS = (*range(1, 84), *range(89, 95))  # the 89 of the models of the Materials Project
+HEAVY = (8, 40, 79, 92)
 PLAIN, RESIDUAL = "RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock"
 DENSITY = "RealAgnosticDensityInteractionBlock"
 DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
@@ -37,6 +39,8 @@ TWO_HEADS = {
 CASES = {
     "plain": {"max_ell": 3, "correlation": 3},
     "hidden vectors": {"hidden_irreps": "4x0e+4x1o", "correlation": 3},
+    "hidden L=2": {"hidden_irreps": "3x0e+3x1o+3x2e", "correlation": 3},
+    "like a medium MACE": {"hidden_irreps": "2x0e+2x1o", "max_ell": 3, "correlation": 3},
     "hidden L=3": {"hidden_irreps": "3x0e+3x1o+3x2e+3x3o", "max_ell": 3},
     "one layer, four-body products": {"num_interactions": 1, "correlation": 4, "max_ell": 1},
     "correlation 4": {"correlation": 4, "hidden_irreps": "3x0e+3x1o", "max_ell": 1},
@@ -89,6 +93,16 @@ CASES = {
     "agnostic product": {"use_agnostic_product": True},
     "last readout only": {"use_last_readout_only": True},
     "irreps to the end": {"keep_last_layer_irreps": True, "hidden_irreps": "4x0e+4x1o"},
+    "89 elements": {
+        "atomic_numbers": ELEMENTS,
+        "interaction_cls": DENSITY_RESIDUAL,
+        "interaction_cls_first": DENSITY,
+        "distance_transform": "Agnesi",
+        "pair_repulsion": True,
+        "r_max": 6.0,
+        "hidden_irreps": "2x0e+2x1o",
+        "max_ell": 1,
+    },
     "many species": {
         "atomic_numbers": tuple(range(1, 17)),
         "hidden_irreps": "3x0e+3x1o",
@@ -163,7 +177,7 @@ def make_old(model):
     return model
 
 
-def structures():
+def structures(species=SPECIES):
     """A molecule, a small skewed crystal, and a slab, by name."""
     rng = np.random.default_rng(3)
     cell = np.array([[3.4, 0.3, 0.1], [-0.6, 3.8, 0.2], [0.4, 0.9, 4.1]])
@@ -171,9 +185,9 @@ def structures():
     inside = rng.random((4, 3)) @ cell
     slab = cell * [[1], [1], [4]]
     return {
-        "molecule": Structure(rng.choice(SPECIES, 6), molecule, np.zeros((3, 3)), [False] * 3),
-        "crystal": Structure(rng.choice(SPECIES, 4), inside, cell, [True] * 3),
-        "slab": Structure(rng.choice(SPECIES, 4), inside, slab, [True, True, False]),
+        "molecule": Structure(rng.choice(species, 6), molecule, np.zeros((3, 3)), [False] * 3),
+        "crystal": Structure(rng.choice(species, 4), inside, cell, [True] * 3),
+        "slab": Structure(rng.choice(species, 4), inside, slab, [True, True, False]),
     }
 
 
