@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -228,6 +229,8 @@ def train_one(args, seed, run, data):
         "steps": potential.training["steps"],
         "epochs": potential.training["epochs"],
         "minutes_taken": potential.training["minutes"],
+        "recipe": {part: asdict(getattr(config, part)) for part in ("network", "loss", "optimizer")}
+        | {"batch_size": config.batch_size},
         "device": potential.training["device"],
         "test": test_errors(run / "model.safetensors", tests, keys),
         "over_time": [

@@ -12,7 +12,7 @@ import tempfile
 import side_by_side as bench
 import structures
 
-NAMES = ("ours unfolded", "mace-torch", "InstaDeep mlip")
+NAMES = ("ours unfolded", "mace-torch", "InstaDeep mlip", "nequix mp-1", "apax GMNN")
 COLUMNS = {
     "size": ("size", ""),
     "model": ("model", ""),

@@ -13,6 +13,8 @@ N_SPECIES = 119
 
 
 def build(task):
+    if task["what"] != "inference":
+        raise ValueError("only its inference is measured here")
     config = GMNNConfig()
     builder = config.get_builder()(config.model_dump(), n_species=N_SPECIES)
     one = model_of(builder, np.eye(3))
