@@ -3,11 +3,15 @@
     python benchmarks/cores.py --cores 0,1
 
 The same structures on the first core alone and on all of them, in turns. Ours spreads the atoms
-over as many host devices. Prints a table and writes `benchmarks/results/cores.json`.
+over as many host devices. What the cores themselves allow is measured by as many processes that
+have nothing to do with one another, a core each, all at once: how much more they do together than
+one alone. Prints a table and writes `benchmarks/results/cores.json`.
 """
 
 import argparse
+import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import side_by_side as bench
 import structures
@@ -19,6 +23,7 @@ COLUMNS = {
     "cores": ("cores_used", "d"),
     "ms": ("ms", ".2f"),
     "of one core": ("speedup", ".2f"),
+    "processes apart": ("apart", ".2f"),
 }
 
 
@@ -44,6 +49,29 @@ def measure(name, structure, options, folder):
     return found + rows
 
 
+def apart(name, structure, options, folder):
+    """How many times as much independent processes do on all cores as one does alone."""
+    atoms, _ = structures.make(structure)
+    path = bench.write_frames([atoms], folder, structure)
+    description = bench.task("inference", atoms.numbers)
+    workers = {}
+    for core in sorted(options.cores):
+        settings = argparse.Namespace(**vars(options) | {"cores": {core}})
+        able, _ = bench.start_with(path, [name], description, settings)
+        workers[core] = able[name]
+
+    def turn(worker):
+        return bench.take_turns({name: worker}, 1)[name]
+
+    alone, together = [], []
+    with ThreadPoolExecutor(len(workers)) as pool:
+        for _ in range(options.repeats):
+            alone += turn(workers[min(workers)])
+            together += [second for some in pool.map(turn, workers.values()) for second in some]
+    bench.quit_all(workers)
+    return len(workers) * statistics.median(alone) / statistics.median(together)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=bench.names_of, default=NAMES)
@@ -61,6 +89,9 @@ def main():
             for name in options.models
             for row in measure(name, structure, options, folder)
         ]
+        for row in rows:
+            if row["model"] == bench.OURS and row["cores_used"] > 1:
+                row["apart"] = apart(bench.OURS, row["structure"], options, folder)
     bench.show(rows, COLUMNS)
     bench.write("cores", options, rows)
 
