@@ -146,12 +146,73 @@ def normalized_features(features, weights):
     return mix_degrees(features / size, weights)
 
 
+def nonlinear_embedding(features, weights):
+    """What neighbours send in the first layer: their species' vector through SiLU."""
+    import jax
+
+    from mlip.model.layer import SILU_GAIN, mix_degrees
+
+    first = ("readout", "hidden") not in weights  # of two layers
+    return mix_degrees(SILU_GAIN * jax.nn.silu(features) if first else features, weights)
+
+
+class RadialFunctionsByPair:
+    """The radial network's first products scaled by learned numbers of the two elements.
+
+    Pairs of elements are told apart by the sum of their covalent radii, smoothly.
+    """
+
+    N_FEATURES = 16
+
+    def layer_shapes(self, config, n_species, layer):
+        from mlip.model.layer import layer_shapes
+
+        return layer_shapes(config, n_species, layer) | {
+            ("pair",): (self.N_FEATURES, config.radial_widths[0])
+        }
+
+    def transform_distance(self, name, distance, reach):
+        import jax.numpy as jnp
+
+        centres = jnp.linspace(0.5, 3.0, self.N_FEATURES, dtype=distance.dtype)
+        self.pair = jnp.exp(-(((reach[..., None] - centres) / 0.1) ** 2))
+        return distance
+
+    def radial_network(self, weights, radial):
+        import jax
+
+        from mlip.model.layer import SILU_GAIN, mix_channels
+
+        hidden = mix_channels(radial, weights["radial", 0])
+        hidden *= 1 + mix_channels(self.pair, weights["pair",])
+        for step in range(1, sum(key[0] == "radial" for key in weights)):
+            hidden = mix_channels(SILU_GAIN * jax.nn.silu(hidden), weights["radial", step])
+        return hidden
+
+    def functions(self):
+        names = "layer_shapes", "transform_distance", "radial_network"
+        return {name: getattr(self, name) for name in names}
+
+
+def steep_rate(config, step, progress):
+    """Three times as high at first, and as high as ever after a sixth of the training."""
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    return warm * 3 * config.highest_rate * (1 - min(progress, 1.0)) ** 6
+
+
 def replaced(**functions):
     """Put functions in the place of the package's."""
     from mlip.model import layer, network
     from mlip.training import optimizer, setup
 
-    homes = {"radial_network": layer, "mix_degrees": network, "initialize": setup}
+    homes = {
+        "radial_network": layer,
+        "transform_distance": layer,
+        "layer_shapes": network,
+        "mix_degrees": network,
+        "initialize": setup,
+        "rate": optimizer.OptimizerConfig,
+    }
     for name, function in functions.items():
         setattr(homes.get(name, optimizer), name, function)
 
@@ -206,7 +267,16 @@ VARIANTS = {
     "radial network of one hidden layer": {"network": {"radial_widths": (64,)}},
     "radial network of two hidden layers": {"network": {"radial_widths": (64, 64)}},
     "32 channels with vectors": {"network": {"channels": 32, "hidden_l": 1}},
+    "32 channels with vectors, one hidden layer": {
+        "network": {"channels": 32, "hidden_l": 1, "radial_widths": (64,)}
+    },
     "distances by element pair": {"network": {"distance_transform": "agnesi"}},
+    "radial functions by element pair": {
+        "functions": RadialFunctionsByPair().functions(),
+        "network": {"distance_transform": "agnesi"},  # which lets the radii in
+    },
+    "nonlinear species embedding": {"functions": {"mix_degrees": nonlinear_embedding}},
+    "larger rates early": {"functions": {"rate": steep_rate}},
 }
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/cores.py --cores 0,1
 
-The same structures on the first core alone and on all of them, in turns. Ours spreads the atoms
-over as many host devices. What the cores themselves allow is measured by as many processes that
-have nothing to do with one another, a core each, all at once: how much more they do together than
-one alone. Prints a table and writes `benchmarks/results/cores.json`.
+The same structures on each core alone and on all of them, in turns; gains are medians over the
+turns. Ours spreads the atoms over as many host devices. What the cores themselves allow is measured
+in the same turns by processes that have nothing to do with one another, one a core, all at once: how
+much more they do than one alone, when all wait for the slowest, evaluation by evaluation. Prints a
+table and writes `benchmarks/results/cores.json`.
 """
 
 import argparse
@@ -33,43 +34,40 @@ def measure(name, structure, options, folder):
     path = bench.write_frames([atoms], folder, structure)
     description = bench.task("inference", atoms.numbers)
     facts = {"structure": structure, "atoms": len(atoms)}
-    workers, rows = {}, []
-    for count in (1, len(options.cores)):
-        some = set(sorted(options.cores)[:count])
+    singles, everything = [{core} for core in sorted(options.cores)], options.cores
+    workers = []
+    for some in (*singles, everything):
         settings = argparse.Namespace(**vars(options) | {"cores": some})
         able, missing = bench.start_with(path, [name], description, settings)
-        if able:
-            workers[count] = able[name]
-        rows += bench.missing_rows(missing, **facts, cores_used=count)
-    seconds = bench.take_turns(workers, options.repeats)
-    found = bench.measured_rows(workers, seconds, **facts)
-    for row in found:
-        row |= {"cores_used": row["model"], "model": name, "speedup": found[0]["ms"] / row["ms"]}
-    bench.quit_all(workers)
-    return found + rows
+        if missing:
+            return bench.missing_rows(missing, **facts, cores_used=len(some))
+        workers.append(able[name])
+    *single, spread = workers
 
-
-def apart(name, structure, options, folder):
-    """How many times as much independent processes do on all cores as one does alone."""
-    atoms, _ = structures.make(structure)
-    path = bench.write_frames([atoms], folder, structure)
-    description = bench.task("inference", atoms.numbers)
-    workers = {}
-    for core in sorted(options.cores):
-        settings = argparse.Namespace(**vars(options) | {"cores": {core}})
-        able, _ = bench.start_with(path, [name], description, settings)
-        workers[core] = able[name]
-
-    def turn(worker):
-        return bench.take_turns({name: worker}, 1)[name]
-
-    alone, together = [], []
-    with ThreadPoolExecutor(len(workers)) as pool:
+    seconds, turns = {1: [], len(everything): []}, []
+    with ThreadPoolExecutor(len(single)) as pool:
         for _ in range(options.repeats):
-            alone += turn(workers[min(workers)])
-            together += [second for some in pool.map(turn, workers.values()) for second in some]
-    bench.quit_all(workers)
-    return len(workers) * statistics.median(alone) / statistics.median(together)
+            alone, apart, together = take_turn(single, spread, pool)
+            seconds[1] += alone
+            seconds[len(everything)] += together
+            turns.append([statistics.median(times) for times in (alone, apart, together)])
+    rows = bench.measured_rows({1: single[0], len(everything): spread}, seconds, **facts)
+    for row in rows:
+        row |= {"cores_used": row["model"], "model": name}
+    # The machine's speed changes from turn to turn.
+    gain = [alone / together for alone, _, together in turns]
+    possible = [len(single) * alone / apart for alone, apart, _ in turns]
+    rows[1] |= {"speedup": statistics.median(gain), "apart": statistics.median(possible)}
+    bench.quit_all(dict(enumerate(workers)))
+    return rows
+
+
+def take_turn(single, spread, pool):
+    """Seconds of evaluations on each core alone, on all apart, and on all together."""
+    count = bench.count_in_turn(single[0])
+    alone = [second for worker in single for second in worker.run(count)]
+    apart = list(map(max, *pool.map(lambda worker: worker.run(count), single)))
+    return alone, apart, spread.run(count)
 
 
 def main():
@@ -89,9 +87,6 @@ def main():
             for name in options.models
             for row in measure(name, structure, options, folder)
         ]
-        for row in rows:
-            if row["model"] == bench.OURS and row["cores_used"] > 1:
-                row["apart"] = apart(bench.OURS, row["structure"], options, folder)
     bench.show(rows, COLUMNS)
     bench.write("cores", options, rows)
 

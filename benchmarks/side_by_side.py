@@ -214,9 +214,13 @@ def take_turns(workers, repeats):
     seconds = {name: [] for name in workers}
     for _ in range(repeats):
         for name, worker in workers.items():
-            count = math.ceil(TURN / max(worker.prepared["second_seconds"], 0.01))
-            seconds[name] += worker.run(count)
+            seconds[name] += worker.run(count_in_turn(worker))
     return seconds
+
+
+def count_in_turn(worker):
+    """Evaluations in a turn of a worker."""
+    return math.ceil(TURN / max(worker.prepared["second_seconds"], 0.01))
 
 
 def quit_all(workers):
