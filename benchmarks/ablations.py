@@ -267,7 +267,7 @@ VARIANTS = {
     "radial network of one hidden layer": {"network": {"radial_widths": (64,)}},
     "radial network of two hidden layers": {"network": {"radial_widths": (64, 64)}},
     "32 channels with vectors": {"network": {"channels": 32, "hidden_l": 1}},
-    "32 channels with vectors, one hidden layer": {
+    "32 channels with vectors and one hidden layer": {
         "network": {"channels": 32, "hidden_l": 1, "radial_widths": (64,)}
     },
     "distances by element pair": {"network": {"distance_transform": "agnesi"}},

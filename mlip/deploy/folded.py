@@ -8,6 +8,7 @@ functions depend on both elements, every pair of species has tables of its own. 
 derivative is taken together with its value, atoms block by block.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -359,6 +360,7 @@ _SPLINE = PPoly.from_spline(BSpline.basis_element(np.arange(DEGREE + 2)))
 PIECES = _SPLINE.c[:, np.searchsorted(_SPLINE.x, np.arange(DEGREE, -1, -1), side="right") - 1]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def spline_weights(distance, cutoff, cutoff_order, intervals):
     """Weights of the spline coefficients for functions that end smoothly at the cutoff.
 
@@ -387,6 +389,7 @@ def spline_weights(distance, cutoff, cutoff_order, intervals):
     return row.astype(jnp.int32), weights, slopes
 
 
+@jax.jit
 def spline(table, row, weights):
     """Functions [..., columns] from a table of coefficients [rows, columns]."""
     return sum(

@@ -153,11 +153,14 @@ class Potential:
     def weights(self):
         """`Weights` on the device in this potential's precision."""
         with self.precision():
-            cast = functools.partial(jnp.asarray, dtype=self.dtype)
+
+            def cast(array):  # before it is on the device, where every shape would be compiled
+                return jax.device_put(np.asarray(array, self.dtype), may_alias=False)
+
             return Weights(
                 jax.tree.map(cast, self.parameters),
                 cast(self.scale),
-                jnp.asarray(np.array(self.species, np.int32)),
+                jax.device_put(np.array(self.species, np.int32)),
                 cast(self.average_neighbors),
             )
 

@@ -16,6 +16,7 @@ import numpy as np
 L_MAX = 3
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def spherical_harmonics(unit, l_max, axis=-1):
     """Real spherical harmonics of unit vectors.
 
@@ -139,6 +140,7 @@ def symmetric_coupling(l_max, l_out, order):
     return np.array(monomials, int).reshape(-1, order), coefficients
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def symmetric_product(components, weights, l_max, l_out):
     """Σ_k weights_k B_k over the symmetric basis of all orders, written out in its monomials.
 
