@@ -4,9 +4,9 @@
 
 The same structures on each core alone and on all of them, in turns; gains are medians over the
 turns. Ours spreads the atoms over as many host devices. What the cores themselves allow is measured
-in the same turns by processes that have nothing to do with one another, one a core, all at once: how
-much more they do than one alone, when all wait for the slowest, evaluation by evaluation. Prints a
-table and writes `benchmarks/results/cores.json`.
+in the same turns by processes that have nothing to do with one another, one a core, all at once:
+how much more they do than one alone, when all wait for the slowest, evaluation by evaluation.
+Prints a table and writes `benchmarks/results/cores.json`.
 """
 
 import argparse

@@ -155,6 +155,22 @@ def speed():
     return "\n".join([*lines, "", measured(row)])
 
 
+def sizes():
+    """Atoms a second as the system grows, ours and mace-torch's."""
+    row = results("inference_sizes")
+    found = {(r["model"], r["structure"]): r for r in row["rows"]}
+    names = list(dict.fromkeys(r["structure"] for r in row["rows"]))
+    models = list(dict.fromkeys(r["model"] for r in row["rows"]))
+    heads = ["this package" if model == "ours" else model for model in models]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(models) + 1) + "|"]
+    for name in names:
+        rates = [found[model, name].get("atoms_per_second") for model in models]
+        cells = ["–" if rate is None else f"{rate:,.0f}" for rate in rates]
+        label = STRUCTURES.get(name) or f"silicon, {found[models[0], name]['atoms']:,} atoms"
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", measured(row)])
+
+
 def training_speed():
     """Milliseconds of a training step, ours and the peers'."""
     row = results("training")
@@ -385,6 +401,7 @@ TABLES = {
     "over-time": over_time,
     "time-to-accuracy": time_to_accuracy,
     "speed": speed,
+    "sizes": sizes,
     "training-speed": training_speed,
     "steps": steps,
 }

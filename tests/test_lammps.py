@@ -29,10 +29,12 @@ if missing or not MPIEXEC.exists():
 RUNS = {  # cases by the number of ranks
     1: "folded float32 nve npt minimize short held alike coincident few unknown swapped crossed "
     "earlier units respa",
-    2: "folded unfolded single slab nve npt minimize short late earlier coincident",
+    2: "folded unfolded imported single slab nve npt minimize short late earlier coincident",
     3: "deep molecule",
 }
 ELEMENTS = ["H", "O", "Si"]
+OTHER_ELEMENTS = {"imported": ["H", "C", "O"]}
+IMPORTED = Path(__file__).parent / "fixtures" / "mace_like_mpa-0.safetensors"
 PRESSURE = 1.6021765e6  # bar Å³/eV, as in LAMMPS
 STEPS, TIMESTEP = 60, 1.0  # fs
 NETWORKS = {
@@ -78,6 +80,8 @@ compute atoms all pe/atom
 
 
 def potential(name):
+    if name == "imported":
+        return mlip.load(IMPORTED)
     config = NETWORKS.get(name, NETWORKS["folded"])
     e0 = {"H": -13.0, "O": -400.0, "Si": -100.0}
     return mlip.untrained(config, SPECIES, 1, average_neighbors=8, e0=e0, dtype="float64")
@@ -90,6 +94,13 @@ def long_crystal():
     atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)
     atoms.wrap()
     thermalize_momenta(atoms, temperature_K=1500, rng=np.random.default_rng(0))
+    return atoms
+
+
+def imported_crystal():
+    """The same of elements that the imported model knows."""
+    atoms = long_crystal()
+    atoms.symbols[atoms.symbols == "Si"] = "C"
     return atoms
 
 
@@ -111,7 +122,8 @@ def molecule():
 def system(folder, name, atoms, skin=1.0, reach=None, boundary="p p p"):
     """Commands that set up LAMMPS, with a communication cutoff just long enough by default."""
     path = folder / f"{name}.data"
-    ase.io.write(path, atoms, "lammps-data", specorder=ELEMENTS, masses=True, velocities=True)
+    order = OTHER_ELEMENTS.get(name, ELEMENTS)
+    ase.io.write(path, atoms, "lammps-data", specorder=order, masses=True, velocities=True)
     config = potential(name).config
     return SYSTEM.format(
         data=path,
@@ -126,6 +138,7 @@ def system(folder, name, atoms, skin=1.0, reach=None, boundary="p p p"):
 ATOMS = {
     "folded": long_crystal(),
     "unfolded": long_crystal(),
+    "imported": imported_crystal(),
     "deep": long_crystal(),
     "single": long_crystal(),
     "float32": long_crystal(),
@@ -136,7 +149,7 @@ BOUNDARY = {"slab": "p p f", "molecule": "f f f"}
 
 
 def cases(folder):
-    models = {}
+    models = {"imported": str(IMPORTED)}
     for name in NETWORKS:
         models[name] = str(folder / f"{name}.safetensors")
         mlip.save(potential(name), models[name])
@@ -145,6 +158,7 @@ def cases(folder):
         name: common
         | {
             "model": models.get(name, models["folded"]),
+            "elements": OTHER_ELEMENTS.get(name, ELEMENTS),
             "system": system(folder, name, atoms, boundary=BOUNDARY.get(name, "p p p")),
             "options": {
                 "dtype": "float32" if name == "float32" else "float64",
