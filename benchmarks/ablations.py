@@ -195,7 +195,7 @@ class RadialFunctionsByPair:
 
 
 def steep_rate(config, step, progress):
-    """Three times as high at first, and as high as ever after a sixth of the training."""
+    """Three times the usual rate at first, and down to it after a sixth of the training."""
     warm = min(1.0, (step + 1) / config.warmup_steps)
     return warm * 3 * config.highest_rate * (1 - min(progress, 1.0)) ** 6
 
@@ -274,6 +274,10 @@ VARIANTS = {
     "radial functions by element pair": {
         "functions": RadialFunctionsByPair().functions(),
         "network": {"distance_transform": "agnesi"},  # which lets the radii in
+    },
+    "radial functions by element pair and one hidden layer": {
+        "functions": RadialFunctionsByPair().functions(),
+        "network": {"distance_transform": "agnesi", "radial_widths": (64,)},
     },
     "nonlinear species embedding": {"functions": {"mix_degrees": nonlinear_embedding}},
     "larger rates early": {"functions": {"rate": steep_rate}},

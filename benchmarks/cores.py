@@ -5,7 +5,7 @@
 The same structures on each core alone and on all of them, in turns; gains are medians over the
 turns. Ours spreads the atoms over as many host devices. What the cores themselves allow is measured
 in the same turns by processes that have nothing to do with one another, one a core, all at once:
-how much more they do than one alone, when all wait for the slowest, evaluation by evaluation.
+how much more they do than one alone, if every evaluation took as long as the slowest process's.
 Prints a table and writes `benchmarks/results/cores.json`.
 """
 
@@ -40,7 +40,12 @@ def measure(name, structure, options, folder):
         settings = argparse.Namespace(**vars(options) | {"cores": some})
         able, missing = bench.start_with(path, [name], description, settings)
         if missing:
-            return bench.missing_rows(missing, **facts, cores_used=len(some))
+            bench.quit_all(dict(enumerate(workers)))
+            return [
+                row
+                for count in (1, len(everything))
+                for row in bench.missing_rows(missing, **facts, cores_used=count)
+            ]
         workers.append(able[name])
     *single, spread = workers
 

@@ -8,6 +8,7 @@ the machine does hits all alike.
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -322,7 +323,7 @@ def write(name, options, rows, **more):
     row = {
         "rows": rows,
         **more,
-        "command": "python " + " ".join([f"benchmarks/{name}.py", *told(sys.argv[1:])]),
+        "command": "python " + shlex.join([f"benchmarks/{name}.py", *told(sys.argv[1:])]),
         **machine(),
         "cores": sorted(options.cores),
     }

@@ -155,22 +155,6 @@ def speed():
     return "\n".join([*lines, "", measured(row)])
 
 
-def sizes():
-    """Atoms a second as the system grows, ours and mace-torch's."""
-    row = results("inference_sizes")
-    found = {(r["model"], r["structure"]): r for r in row["rows"]}
-    names = list(dict.fromkeys(r["structure"] for r in row["rows"]))
-    models = list(dict.fromkeys(r["model"] for r in row["rows"]))
-    heads = ["this package" if model == "ours" else model for model in models]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(models) + 1) + "|"]
-    for name in names:
-        rates = [found[model, name].get("atoms_per_second") for model in models]
-        cells = ["–" if rate is None else f"{rate:,.0f}" for rate in rates]
-        label = STRUCTURES.get(name) or f"silicon, {found[models[0], name]['atoms']:,} atoms"
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", measured(row)])
-
-
 def training_speed():
     """Milliseconds of a training step, ours and the peers'."""
     row = results("training")
@@ -251,7 +235,7 @@ def growth():
     """Time and memory against the number of atoms, and how both grow."""
     # The largest system in a run of its own, without the other codes.
     runs = [results(name) for name in ("scaling", "memory", "memory_110592")]
-    each = time_an_atom(runs[0])
+    each, others = (time_an_atom(runs[0], model) for model in ("ours", PEERS[0]))
     models = {"ours": "this package", **{peer: peer for peer in PEERS[:2]}}
     held = {
         (r["model"], r["atoms"]): r
@@ -260,15 +244,20 @@ def growth():
         if r["size"] == "64x0e" and "megabytes" in r
     }
     lines = [
-        "| silicon, atoms | µs an atom | MB of the process | " + " | ".join(PEERS[:2]) + " |",
-        "|---|---|---|" + "---|" * len(PEERS[:2]),
+        f"| silicon, atoms | µs an atom | µs, {PEERS[0]} | MB of the process | "
+        + " | ".join(f"MB, {peer}" for peer in PEERS[:2])
+        + " |",
+        "|---|---|---|---|" + "---|" * len(PEERS[:2]),
     ]
     for n_atoms in sorted({*each, *(n for model, n in held if model == "ours")}):
-        time = f"{each[n_atoms]:.0f}" if n_atoms in each else ""
-        cells = [peak(held.get((model, n_atoms))) for model in models]
-        lines.append(f"| {n_atoms:,} | {time} | " + " | ".join(cells) + " |")
-    exponents = runs[0]["exponents"]
-    fitted = ", ".join(f"{k.replace('bor', 'bour')} {exponents[k]:.2f}" for k in exponents)
+        cells = [f"{t[n_atoms]:,.0f}" if n_atoms in t else "–" for t in (each, others)]
+        cells += [peak(held.get((model, n_atoms))) for model in models]
+        lines.append(f"| {n_atoms:,} | " + " | ".join(cells) + " |")
+    fitted = "; ".join(
+        f"{models[model]}: "
+        + ", ".join(f"{key.replace('bor', 'bour')} {of[key]:.2f}" for key in of if of[key])
+        for model, of in runs[0]["exponents"].items()
+    )
     further = []
     for model, text in models.items():
         last = held[max(key for key in held if key[0] == model)]
@@ -277,7 +266,7 @@ def growth():
         [
             *lines,
             "",
-            f"The time an atom varies by {times(max(each.values()) / min(each.values()))}. Fitted "
+            f"Our time an atom varies by {times(max(each.values()) / min(each.values()))}. Fitted "
             f"exponents of the time: {fitted}.",
             f"A further atom takes {', '.join(further)}, between the two largest systems of each.",
             "",
@@ -286,9 +275,9 @@ def growth():
     )
 
 
-def time_an_atom(row):
+def time_an_atom(row, model="ours"):
     """Microseconds an atom, by the number of atoms."""
-    rows = [r for r in row["rows"] if r["growing"] == "atoms" and "ms" in r]
+    rows = [r for r in row["rows"] if r["growing"] == "atoms" and r["model"] == model and "ms" in r]
     return {r["atoms"]: 1000 * r["ms"] / r["atoms"] for r in rows}
 
 
@@ -401,7 +390,6 @@ TABLES = {
     "over-time": over_time,
     "time-to-accuracy": time_to_accuracy,
     "speed": speed,
-    "sizes": sizes,
     "training-speed": training_speed,
     "steps": steps,
 }
