@@ -360,6 +360,7 @@ _SPLINE = PPoly.from_spline(BSpline.basis_element(np.arange(DEGREE + 2)))
 PIECES = _SPLINE.c[:, np.searchsorted(_SPLINE.x, np.arange(DEGREE, -1, -1), side="right") - 1]
 
 
+# `jit` within `jit`: all layers share one trace.
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def spline_weights(distance, cutoff, cutoff_order, intervals):
     """Weights of the spline coefficients for functions that end smoothly at the cutoff.

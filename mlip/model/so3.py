@@ -16,6 +16,7 @@ import numpy as np
 L_MAX = 3
 
 
+# `jit` within `jit`: all layers share one trace.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def spherical_harmonics(unit, l_max, axis=-1):
     """Real spherical harmonics of unit vectors.
