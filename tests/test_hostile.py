@@ -8,12 +8,9 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import struct
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +22,9 @@ from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.training.checkpoint import save_model
 
-MOST_SECONDS = 30.0  # of one core; most take 1 to 3, for imports
-MOST_BYTES = 1.2e9  # 0.2 of it torch where that is installed, 0.5 jax
-HOPELESS_SECONDS = 300.0  # of wall time, on a busy machine
+MOST_SECONDS = 30.0  # of one core, beside imports
+MOST_BYTES = 1.2e9  # half of it jax
+HOPELESS_SECONDS = 300  # of wall time, on a busy machine
 
 
 def h2(distance):
@@ -479,62 +476,34 @@ class Outcome:
     peak_bytes: int
 
 
-class Watch(threading.Thread):
-    """Sees how much memory a process takes, and ends it if it never would.
-
-    From outside and while it runs: what the system tells at its end counts the memory of the
-    process that started it too.
-    """
-
-    def __init__(self, process):
-        super().__init__(daemon=True)
-        self.process, self.peak_bytes, self.ended = process, 0, threading.Event()
-
-    def run(self):
-        end = time.monotonic() + HOPELESS_SECONDS
-        while not self.ended.wait(0.05):
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
-            if found := re.search(r"VmHWM:\s+(\d+) kB", status):
-                self.peak_bytes = 1024 * int(found[1])
-            if time.monotonic() > end:
-                self.process.kill()
-
-
-def run(folder, case):
-    """The outcome of a case in a fresh process."""
-    limit = case.most_file_bytes
-    # torch, which vesin imports where it is installed, takes longer than all else.
-    script = "import sys; sys.modules['torch'] = None; from mlip.cli import main; sys.exit(main())"
-    if limit is not None:
-        script = (
-            f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2); {script}"
-        )
-    with open(folder / ".out", "w+b") as out, open(folder / ".err", "w+b") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, *case.command.split()],
-            stdout=out if limit is None else subprocess.DEVNULL,
-            stderr=err if limit is None else subprocess.PIPE,
-            cwd=folder,
-            env={**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        watch = Watch(process)
-        watch.start()
-        message = process.stderr.read() if limit is not None else b""
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        watch.ended.set()
-        watch.join()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    printed = [(folder / name).read_bytes() for name in (".out", ".err")]
-    for name in (".out", ".err"):
-        (folder / name).unlink()
-    return Outcome(
-        process.returncode,
-        printed[0].decode(),
-        (message or printed[1]).decode(),
-        usage.ru_utime + usage.ru_stime,
-        watch.peak_bytes,
+@pytest.fixture(scope="module")
+def server():
+    """A process that runs commands; see `fork_server.py`."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("fork_server.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
     )
+    yield process
+    process.communicate()
+
+
+def run(server, folder, case):
+    """The outcome of a case in a process of its own."""
+    output = folder.with_name("output")
+    job = {
+        "words": case.command.split(),
+        "folder": str(folder),
+        "output": os.devnull if case.most_file_bytes else str(output),
+        "seconds": HOPELESS_SECONDS,
+        "limit": case.most_file_bytes,
+    }
+    server.stdin.write(json.dumps(job) + "\n")
+    server.stdin.flush()
+    answer = json.loads(server.stdout.readline())
+    return Outcome(out="" if case.most_file_bytes else output.read_text(), **answer)
 
 
 def fill(folder, case, good_model):
@@ -557,11 +526,11 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_ends_with_status_2_and_a_message(tmp_path, good_model, name):
+def test_bad_input_ends_with_status_2_and_a_message(server, tmp_path, good_model, name):
     case = CASES[name]
     fill(tmp_path, case, good_model)
     before = contents(tmp_path)
-    outcome = run(tmp_path, case)
+    outcome = run(server, tmp_path, case)
     text = outcome.message
     assert outcome.status == 2, text + outcome.out
     assert "Traceback" not in text
@@ -573,14 +542,14 @@ def test_bad_input_ends_with_status_2_and_a_message(tmp_path, good_model, name):
     assert outcome.peak_bytes < MOST_BYTES
 
 
-def test_the_sound_data_of_the_cases_is_sound(tmp_path, good_model):
+def test_the_sound_data_of_the_cases_is_sound(server, tmp_path, good_model):
     fill(tmp_path, bad("", ""), good_model)
-    assert run(tmp_path, bad("check good.xyz", "")).status == 0
-    assert run(tmp_path, bad("info model.safetensors", "")).status == 0
+    assert run(server, tmp_path, bad("check good.xyz", "")).status == 0
+    assert run(server, tmp_path, bad("info model.safetensors", "")).status == 0
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    outcome = run(tmp_path, bad("check absent.xyz --debug", ""))
+def test_debug_shows_the_traceback(server, tmp_path):
+    outcome = run(server, tmp_path, bad("check absent.xyz --debug", ""))
     assert outcome.status == 1
     assert "Traceback" in outcome.message
     assert "FileNotFoundError: absent.xyz does not exist" in outcome.message
