@@ -1,5 +1,6 @@
 """Fixtures that tests share, so that every network compiles once."""
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 # Compiled programs are kept for the run, also for the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mlip-test-cache-"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the cache's remarks on processor features
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from mlip.data.graph import Shape, build_table, pack, pad
 from mlip.data.structure import Structure
+from mlip.deploy.fold import fold
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.quickstart import data_file
@@ -62,10 +64,23 @@ def shared_data():
     return folder
 
 
-@pytest.fixture(scope="session", params=CONFIGS)
-def potential(request):
-    """Random potentials in float64, one for each kind of network."""
-    return untrained(CONFIGS[request.param], SPECIES, seed=1, average_neighbors=8, dtype="float64")
+@functools.cache  # pytest makes fixtures of two parameters again and again, and folding takes long
+def make_potential(kind, dtype):
+    name, *folded = kind.split()
+    made = untrained(CONFIGS[name], SPECIES, seed=1, average_neighbors=8, dtype=dtype)
+    return fold(made) if folded else made
+
+
+@pytest.fixture(scope="session", params=[*CONFIGS, "default folded", "densities folded"])
+def potential_in(request):
+    """Random potentials of a kind of network by their precision."""
+    return functools.partial(make_potential, request.param)
+
+
+@pytest.fixture(scope="session")
+def potential(potential_in):
+    """The same in float64."""
+    return potential_in("float64")
 
 
 @pytest.fixture(scope="session")

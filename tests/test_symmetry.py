@@ -30,11 +30,11 @@ def assert_equal(one, other, dtype="float64", matrix=None, rows=slice(None)):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_rotation_and_reflection(potential, structure, dtype):
+def test_rotation_and_reflection(potential_in, structure, dtype):
     rng = np.random.default_rng(0)
     matrices = [random_rotation(rng), -random_rotation(rng), np.diag([1.0, 1.0, -1.0])]
     before, *after = predict(
-        potential.with_dtype(dtype), [structure, *(transformed(structure, m) for m in matrices)]
+        potential_in(dtype), [structure, *(transformed(structure, m) for m in matrices)]
     )
     assert np.abs(before.forces).max() > 1e-4
     for matrix, prediction in zip(matrices, after):
