@@ -3,12 +3,14 @@
     python benchmarks/accuracy.py --set acac --minutes 20 --cores 0
     python benchmarks/accuracy.py --set 3bpa --size medium --minutes 60 --cores 0,1 --run runs/3bpa
     python benchmarks/accuracy.py --set silicon --minutes 10 --seeds 0,1,2
+    python benchmarks/accuracy.py --set acac --size large --minutes 60 --stop-after 9 --run runs
 
 Prints a table and writes a JSON row to `benchmarks/results/accuracy_SET.json` (with the size in the
 name, unless it is small): test errors at the end and over time, settings, versions, machine, date.
 `ethanol` and `silicon` ship with the package; the other sets are public ones beside the repository.
 Weights are selected on frames split from the training file alone. With `--run` a run that was
-stopped goes on with the time that is left. Several seeds are trained one after another; the row
+stopped goes on with the time that is left; `--stop-after` ends each part of it after so many
+minutes, with a row of the best weights so far. Several seeds are trained one after another; the row
 then has the mean of their errors and the standard deviation.
 
 Of `3bpa` every tenth frame of `train_300K` is held out as the test at 300 K; the tests at 600 and
@@ -17,11 +19,13 @@ published figures. `mlearn` is tested on its own test files, `water` on the last
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -31,7 +35,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from mlip.runtime import use_all_cores
+from mlip.runtime import Stop, use_all_cores
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT.parent / "shared" / "data"
@@ -217,8 +221,13 @@ def train_one(args, seed, run, data):
     )
     snapshots = Snapshots(run)
     snapshots.start()
-    with Screen() as screen:
-        potential = mlip.train(config, resume=any((run / "states").glob("*")), show=screen)
+    alarm = threading.Timer(60 * args.stop_after, signal.raise_signal, [signal.SIGTERM])
+    alarm.daemon = True
+    alarm.start()
+    with Screen() as screen, contextlib.suppress(Stop):
+        mlip.train(config, resume=any((run / "states").glob("*")), show=screen)
+    alarm.cancel()
+    potential = mlip.load(run / "model.safetensors")
     snapshots.ended.set()
     snapshots.join()
     return {
@@ -274,6 +283,12 @@ def main():
     parser.add_argument("--set", choices=SETS, required=True)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--minutes", type=float, required=True, help="of each training")
+    parser.add_argument(
+        "--stop-after",
+        type=float,
+        default=threading.TIMEOUT_MAX / 60,
+        help="minutes of this part of the training",
+    )
     parser.add_argument("--cores", default="0", help="cores to run on, such as 0 or 0,1")
     parser.add_argument("--seeds", default="0", help="one or several, such as 0,1,2")
     parser.add_argument("--run", type=Path, help="folder of the runs; a temporary one if not given")

@@ -221,7 +221,7 @@ def take_turns(workers, repeats):
 
 def count_in_turn(worker):
     """Evaluations in a turn of a worker."""
-    return math.ceil(TURN / max(worker.prepared["second_seconds"], 0.01))
+    return math.ceil(TURN / max(worker.prepared["steady_seconds"], 0.01))
 
 
 def quit_all(workers):
@@ -263,7 +263,7 @@ def measured_rows(workers, seconds, **facts):
                 "ms_quartiles": [1000 * q for q in quartiles],
                 "evaluations": len(seconds[name]),
                 "ratio_to_ours": median / reference if reference else None,
-                "compile_seconds": max(prepared["first_seconds"] - prepared["second_seconds"], 0),
+                "compile_seconds": max(prepared["first_seconds"] - prepared["steady_seconds"], 0),
                 "versions": ready["versions"],
             }
         )
