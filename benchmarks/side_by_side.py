@@ -93,7 +93,8 @@ class Worker:
         )
         os.close(writing)
         self.answers = os.fdopen(reading)
-        task = task | code.extra | {"threads": len(options.cores), "spawned": spawned}
+        place = {"threads": len(options.cores), "device": options.device}
+        task = task | code.extra | place | {"spawned": spawned}
         try:
             self.ready = self.ask(json.dumps(task))
         except Missing:
@@ -154,13 +155,15 @@ def pin(options):
 
 
 def environment(code, options):
-    """Variables of a worker: as many threads as cores, the processor alone."""
+    """Variables of a worker: as many threads as cores, and no GPU unless it is wanted."""
     kept = dict(os.environ)
     if code.environment is not None:
         kept.pop("PYTHONPATH", None)  # InstaDeep's package has our import name
     threads = str(len(options.cores))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
-    kept |= dict.fromkeys(names, threads) | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    kept |= dict.fromkeys(names, threads)
+    if options.device == "cpu":
+        kept |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     kept["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its own tables so
     if len(options.cores) == 1:
         flags = kept.get("XLA_FLAGS", "")
@@ -265,6 +268,7 @@ def measured_rows(workers, seconds, **facts):
                 "ratio_to_ours": median / reference if reference else None,
                 "compile_seconds": max(prepared["first_seconds"] - prepared["steady_seconds"], 0),
                 "versions": ready["versions"],
+                "device": ready["device"],
             }
         )
     return rows
@@ -280,6 +284,7 @@ def add_options(parser, repeats=5):
     parser.add_argument(
         "--cores", type=core_set, default={0}, help="cores to run on, such as 0 or 0,1"
     )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--repeats", type=int, default=repeats, help="turns of each worker")
     parser.add_argument("--out", type=Path, help="JSON file; under benchmarks/results if not given")
 

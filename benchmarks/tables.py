@@ -123,8 +123,10 @@ def measured(row):
     every = [row, *row.get("rows", [])]
     versions = {k: v for r in every for k, v in r.get("versions", {}).items()}
     names = [k for k in ("jax", "mace-torch", "torch", "mlip", "nequix", "apax") if k in versions]
+    devices = dict.fromkeys(r["device"] for r in every if r.get("device", "cpu") != "cpu")
+    place = " and ".join(devices) or f"{row['processor']}, {cores(row)}"
     return (
-        f"Measured on {row['date']}, {row['processor']}, {cores(row)}, float32, "
+        f"Measured on {row['date']}, {place}, float32, "
         + ", ".join(f"{name} {versions[name]}" for name in names)
         + f". `{row['command']}`"
     )
@@ -406,6 +408,7 @@ def two_cores():
 def ablations():
     """Forces' errors of variants of the recipe, a column for each set."""
     row = results("ablations")
+    one = max(row["rows"], key=lambda r: r["date"])
     names = list(dict.fromkeys(r["variant"] for r in row["rows"]))
     sets = list(dict.fromkeys((r["set"], r["epochs"]) for r in row["rows"]))
     lines = [
@@ -413,21 +416,30 @@ def ablations():
         "|---" * (len(sets) + 1) + "|",
     ]
     for name in names:
-        cells = [
-            ablation([r for r in row["rows"] if (r["set"], r["epochs"]) == s], name) for s in sets
-        ]
+        rows = [r for r in row["rows"] if r["variant"] == name]
+        cells = [ablation([r for r in rows if (r["set"], r["epochs"]) == s], one) for s in sets]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     commands = [f"`python benchmarks/ablations.py --set {s} --epochs {n}`" for s, n in sets]
-    one = row["rows"][-1] | {"command": commands.pop().strip("`")}
-    return "\n".join([*lines, "", *commands, measured(one)])
+    last = one | {"command": commands.pop().strip("`")}
+    older = min(row["rows"], key=lambda r: r["date"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"† {older['processor']}, from {older['date']} on, before a step took less time",
+            "",
+            *commands,
+            measured(last),
+        ]
+    )
 
 
-def ablation(rows, name):
+def ablation(rows, newest):
     """Errors of the first test, and seconds of the processor for an epoch.
 
-    Of several seeds the means, and the standard deviation of the forces' errors.
+    Of several seeds the means, and the standard deviation of the forces' errors; seconds by
+    another processor than the newest row's have a mark.
     """
-    rows = [r for r in rows if r["variant"] == name]
     if not rows:
         return "–"
     errors = [next(iter(r["test"].values())) for r in rows]
@@ -437,9 +449,10 @@ def ablation(rows, name):
     seconds = statistics.mean(r["processor_seconds_an_epoch"] for r in rows)
     spread = f" ± {statistics.stdev(forces):.1f}" if len(rows) > 1 else ""
     seeds = f", {len(rows)} seeds" if len(rows) > 1 else ""
+    other = any(r["processor"] != newest["processor"] for r in rows)
     return (
         f"{statistics.mean(forces):.1f}{spread} / {statistics.mean(energy):.2f} "
-        f"({seconds:.2f} s{seeds})"
+        f"({seconds:.2f} s{'†' * other}{seeds})"
     )
 
 

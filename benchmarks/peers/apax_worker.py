@@ -25,7 +25,10 @@ def build(task):
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(weights))
     cutoff = config.basis.r_max
-    return Model(PACKAGES, count, lambda frames: inference(builder, weights, cutoff, frames[0]))
+    device = jax.devices()[0].device_kind
+    return Model(
+        PACKAGES, count, device, lambda frames: inference(builder, weights, cutoff, frames[0])
+    )
 
 
 def model_of(builder, box):

@@ -36,7 +36,7 @@ def build(task):
         "compiled dynamics": lambda: by_their_engine(force_field, task["steps"]),
     }[task["what"]]()
     count = sum(leaf.size for leaf in jax.tree.leaves(force_field.params))
-    return Model(PACKAGES, count, prepare)
+    return Model(PACKAGES, count, jax.devices()[0].device_kind, prepare)
 
 
 def network(task):

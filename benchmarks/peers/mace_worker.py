@@ -12,6 +12,7 @@ from protocol import Model, Step, dynamics_by_ase, serve, through_ase
 from torch_ema import ExponentialMovingAverage
 
 PACKAGES = ("mace-torch", "torch", "e3nn", "numpy")
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 KEYS = KeySpecification(info_keys={"energy": "label"}, arrays_keys={"forces": "label"})
 
 
@@ -20,12 +21,16 @@ def build(task):
     torch.set_default_dtype(getattr(torch, task["dtype"]))
     torch.manual_seed(0)
     # weights_only would refuse: mace-torch's files hold whole modules.
+    device = DEVICES[task["device"]]
     model = torch.load(task["load"], weights_only=False) if "load" in task else network(task)
+    model = model.to(device)
     if "save" in task:
         torch.save(model, task["save"])
 
     def calculator(_):
-        return MACECalculator(models=[model], device="cpu", default_dtype=task["dtype"])
+        return MACECalculator(
+            models=[model], device=DEVICES[task["device"]], default_dtype=task["dtype"]
+        )
 
     prepare = {
         "inference": lambda: inference(model, task),
@@ -33,7 +38,9 @@ def build(task):
         "calculator": lambda: through_ase(calculator),
         "dynamics": lambda: dynamics_by_ase(calculator, task["steps"]),
     }[task["what"]]()
-    return Model(PACKAGES, sum(p.numel() for p in model.parameters()), prepare)
+    count = sum(p.numel() for p in model.parameters())
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    return Model(PACKAGES, count, name, prepare)
 
 
 def network(task):
@@ -80,7 +87,7 @@ def batch_of(frames, task, labels=False):
         for atoms in frames
     ]
     loader = torch_geometric.dataloader.DataLoader(data, batch_size=len(data))
-    return next(iter(loader))
+    return next(iter(loader)).to(DEVICES[task["device"]])
 
 
 def inference(model, task):
@@ -92,7 +99,8 @@ def inference(model, task):
         graph = batch.to_dict()
 
         def call():
-            return model(graph, compute_force=True)["forces"].detach()
+            # To the processor, for which it has to be there.
+            return model(graph, compute_force=True)["forces"].detach().cpu()
 
         return Step(call, {"edges": batch.edge_index.shape[1]})
 
@@ -109,9 +117,9 @@ def training(model, task):
 
         def call():
             value, _ = take_step(
-                model, loss, batch, optimizer, average, outputs, 10.0, torch.device("cpu")
+                model, loss, batch, optimizer, average, outputs, 10.0, batch.positions.device
             )
-            return value.detach()
+            return value.detach().cpu()
 
         return Step(call, {"edges": batch.edge_index.shape[1]})
 

@@ -33,9 +33,9 @@ def build(task):
         avg_n_neighbors=task["average_neighbors"],
     )
     leaves = jax.tree.leaves(equinox.filter(model, equinox.is_array))
-    return Model(
-        PACKAGES, sum(leaf.size for leaf in leaves), lambda frames: inference(model, frames)
-    )
+    count = sum(leaf.size for leaf in leaves)
+    device = jax.devices()[0].device_kind
+    return Model(PACKAGES, count, device, lambda frames: inference(model, frames))
 
 
 def inference(model, frames):

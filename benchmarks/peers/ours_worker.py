@@ -25,7 +25,7 @@ def build(task):
     }[task["what"]]()
     if "save" in task:
         mlip.save(potential, task["save"])
-    return Model(PACKAGES, potential.n_parameters, prepare)
+    return Model(PACKAGES, potential.n_parameters, jax.devices()[0].device_kind, prepare)
 
 
 def potential_of(task):

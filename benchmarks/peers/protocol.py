@@ -34,6 +34,7 @@ class Model:
 
     packages: tuple[str, ...]  # distributions whose versions are reported
     n_parameters: int
+    device: str  # its name
     prepare: Callable  # frames (list of ase.Atoms) → `Step`
 
 
@@ -63,6 +64,7 @@ def serve(build):
             "ready": True,
             "versions": {name: version(name) for name in model.packages},
             "parameters": model.n_parameters,
+            "device": model.device,
             "import_seconds": imported - task["spawned"],
             "init_seconds": time.perf_counter() - start,
             "memory": memory(),
