@@ -199,8 +199,14 @@ class Run:
             len(self.frames.structures)
         )
         batches = self.frames.batches(order)
-        for indices in batches[self.progress.batch :]:
-            self.step(indices, len(batches))
+        todo = batches[self.progress.batch :]
+        packed = map(self.frames.batch, todo)
+        batch = next(packed, None)
+        for indices in todo:
+            fraction = self.fraction(len(batches))
+            report = self.step(batch, fraction)
+            batch = next(packed, None)  # while the device computes
+            self.settle(indices, report, fraction)
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 self.save()
             check()
@@ -208,17 +214,25 @@ class Run:
                 break
         self.validate(self.fraction(len(batches)))
 
-    def step(self, indices, n_batches):
-        config, progress = self.config, self.progress
-        fraction = self.fraction(n_batches)
-        graph, labels = self.frames.batch(indices)
+    def step(self, batch, fraction):
+        """Start a step on a batch; what it will report."""
+        optimizer, count = self.config.optimizer, self.progress.step
         rates = (
-            config.optimizer.rate(progress.step, fraction),
-            config.optimizer.renewal(progress.step),
-            config.loss.weights(fraction),
+            optimizer.rate(count, fraction),
+            optimizer.renewal(count),
+            self.config.loss.weights(fraction),
         )
-        step = self.program(graph, labels, rates)
-        self.state, (loss, (shares, sums)) = step(self.state, self.weights, graph, labels, rates)
+        step = self.program(*batch, rates)
+        self.state, report = step(self.state, self.weights, *batch, rates)
+        return report
+
+    def settle(self, indices, report, fraction):
+        """Wait for the step on these frames, and note what it reports.
+
+        Raises:
+          FloatingPointError: its loss or gradient is not finite.
+        """
+        progress, (loss, (shares, sums)) = self.progress, report
         if not np.isfinite(loss):
             self.refuse(self.frames.parts(indices, self.frames.n_parts), np.asarray(shares))
         total = {k: progress.sums.get(k, 0.0) + float(v) for k, v in sums.items()}
