@@ -31,6 +31,11 @@ class Graph:
     displacement: jax.Array  # [n_atoms, max_neighbors, 3] Å, from receiver to sender
     volume: jax.Array  # [n_structures] Å³; infinite where no volume is defined
     n_atoms: jax.Array  # [n_structures] atoms of each structure; 0 for padding
+    kinds: jax.Array | None = None  # as `neighbor_species`, where some are on other devices
+
+    def neighbor_species(self):
+        """Species of the neighbours, [n_atoms, max_neighbors]."""
+        return self.species[self.neighbors] if self.kinds is None else self.kinds
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.interpolate import BSpline, PPoly
 
-from mlip.model.blocks import collect_slots, from_all_devices, gather_senders, map_blocks
+from mlip.model.blocks import (
+    collect_slots,
+    from_all_devices,
+    gather_senders,
+    map_blocks,
+    to_own_devices,
+)
 from mlip.model.layer import paths, rows_of_species, through_species
 from mlip.model.network import NetworkConfig
 from mlip.model.radial import SILU_GAIN, smooth_cutoff
@@ -57,7 +63,7 @@ class FoldedNetwork:
     def energies(self, weights, graph):
         parts = self.parts(graph)
         n_atoms, counted = len(graph.species), len(parts[-1].species)
-        kinds = from_all_devices(graph.species, self.axis)[parts[0].neighbors]
+        kinds = graph.neighbor_species()[: len(parts[0].species)]
 
         def first(displacement, species, kinds):
             own = jnp.zeros((len(species), 0, self.config.channels), displacement.dtype)
@@ -138,7 +144,8 @@ class FoldedNetwork:
 
         def backward(kept, weight):
             weights, (displacement, slots, own) = kept
-            senders = collect_slots(slots, graph.reverse, weight, self.block, self.axis)
+            sums = collect_slots(slots, graph.reverse, weight, self.block, self.axis)
+            senders = to_own_devices(sums, self.axis)
             weight = weight[:, None, None]
             return not_numbers(weights), displacement * weight, senders, own * weight
 
@@ -253,6 +260,8 @@ class FoldedNetwork:
         They tell atoms apart where the radial functions do, and where the sums are mixed by them.
         """
         n_species = self.n_species
+        if n_species == 1:
+            return 0, 1
         if self.config.is_residual(0) and not self.by_pair:
             return kinds, n_species
         return species[:, None] * n_species + kinds, n_species**2

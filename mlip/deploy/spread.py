@@ -15,7 +15,7 @@ from mlip.model.potential import energies_and_pull, forces_and_stress
 
 AXIS = "atoms"
 ATOMS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
-ROWS = Graph(
+ROWS = Graph(  # where its arrays are computed with
     species=ATOMS,
     structure=ATOMS,
     neighbors=ATOMS,
@@ -23,7 +23,9 @@ ROWS = Graph(
     displacement=ATOMS,
     volume=EVERYWHERE,
     n_atoms=EVERYWHERE,
+    kinds=ATOMS,
 )
+PLACES = replace(ROWS, species=EVERYWHERE)  # where they lie before
 # Fewer atoms than this on each device are faster on one.
 WORTHWHILE = {"cpu": 48, "gpu": 2000, "tpu": 2000}
 
@@ -48,7 +50,12 @@ def spread_out(devices, arrays, specs=EVERYWHERE):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate_spread(network, devices, weights, graph):
-    """What `evaluate_graph` gives, from several devices that share the rows of atoms."""
+    """What `evaluate_graph` gives, from several devices that share the rows of atoms.
+
+    Args:
+      graph: its arrays lie as `PLACES` says.
+    """
+    graph = replace(graph, kinds=graph.neighbor_species())
     return jax.shard_map(
         functools.partial(_share, replace(network, axis=AXIS)),
         mesh=Mesh(devices, AXIS),

@@ -69,6 +69,14 @@ def block_size(wanted, columns, best_on_cpu):
     return wanted or None
 
 
+def rows_at(rows, index):
+    """rows[index] of [n_atoms, components, channels], [*index.shape, components, channels].
+
+    In two dimensions, since XLA copies arrays with an axis of one component to gather from them.
+    """
+    return rows.reshape(len(rows), -1)[index].reshape(*index.shape, *rows.shape[1:])
+
+
 def from_all_devices(rows, axis):
     """Rows of all atoms from the rows on each device; unchanged where atoms are on one device."""
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
@@ -79,15 +87,15 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
 
     A gather through the opposite edges, since a scatter is slow. Slots may hold the first rows of
     the atoms only; what the other rows would give counts as zero. Of atoms that are spread over
-    devices each has the slots of its own and looks through them for all atoms: more to gather, but
-    sums are far less to exchange than slots.
+    devices each has the slots of its own and looks through them for all atoms (see
+    `to_own_devices`): more to gather, but sums are far less to exchange than slots.
 
     Args:
       reverse: of all atoms, on whichever device.
       weight: of every atom's row of slots, [n_rows]; 1 if None.
     """
-    n_rows, width = slots.shape[:2]
-    slots = slots.reshape(-1, *slots.shape[2:])
+    n_rows, width, *columns = slots.shape
+    slots = slots.reshape(n_rows * width, -1)  # see `rows_at`
     partial = n_rows < len(reverse)
     first = 0 if axis is None else jax.lax.axis_index(axis) * (n_rows * width)
 
@@ -100,9 +108,13 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
         factor = weight.at[index // width].get(mode="fill", fill_value=0)
         # A product, since XLA would fuse a weighted sum with the gather and lose its stride.
         rows = slots.at[index].get(mode="clip")
-        return jnp.einsum("nk,nk...->n...", factor, rows, precision="highest")
+        return jnp.einsum("nk,nkc->nc", factor, rows, precision="highest")
 
-    sums = map_blocks(collect, block, reverse)
+    return map_blocks(collect, block, reverse).reshape(-1, *columns)
+
+
+def to_own_devices(sums, axis):
+    """What all devices together give to the atoms, [n_atoms, ...]: of each device its own rows."""
     return sums if axis is None else jax.lax.psum_scatter(sums, axis, tiled=True)
 
 
@@ -110,10 +122,10 @@ def gather_senders(features, graph, axis=None):
     """`features` [n_atoms, ...] of the sender in every slot, [n_atoms, max_neighbors, ...]."""
 
     def gather(index, rows):
-        return from_all_devices(rows, axis)[index[0]]
+        return rows_at(from_all_devices(rows, axis), index[0])
 
     def collect(index, slots):
-        return collect_slots(slots, index[1], axis=axis)
+        return to_own_devices(collect_slots(slots, index[1], axis=axis), axis)
 
     index = (graph.neighbors, graph.reverse)
     return jax.custom_derivatives.linear_call(gather, collect, index, features)

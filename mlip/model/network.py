@@ -16,7 +16,6 @@ import numpy as np
 
 from mlip.data.graph import Graph
 from mlip.model.blocks import (
-    from_all_devices,
     gather_senders,
     map_blocks,
     pair_up,
@@ -141,7 +140,7 @@ class Network(nn.Module):
             reach = ()
             if config.distance_transform != "none":
                 own = radii[graph.species]
-                reach = (own[:, None] + from_all_devices(own, self.axis)[graph.neighbors],)
+                reach = (own[:, None] + radii[graph.neighbor_species()],)
             energy, invariants = 0.0, []
             pairs = pair_up(graph) if self.axis is None else None
             for layer in range(config.layers):

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import COVALENT_RADII, Structure, number_of, symbol
-from mlip.model.blocks import block_size, collect_slots, from_all_devices
+from mlip.model.blocks import block_size, collect_slots
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import zbl_energy
@@ -51,7 +51,7 @@ def atom_energies(network, weights, graph):
     energies *= scale
     if config.zbl:
         number = weights.numbers[graph.species]
-        others = from_all_devices(number, network.axis)[graph.neighbors]
+        others = weights.numbers[graph.neighbor_species()]
         distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
         pairs = zbl_energy(distance, number[:, None], others, config.zbl_order)
         energies += pairs.sum(axis=1) / 2 * (scale if config.zbl_scaled else 1.0)
@@ -80,10 +80,16 @@ def forces_and_stress(graph, pull, axis=None):
     Args:
       axis: of the devices over which the atoms are spread.
     """
-    forces = pull.sum(axis=1) - collect_slots(pull, graph.reverse, axis=axis)
+    arriving = collect_slots(pull, graph.reverse, axis=axis)
     virial = jnp.einsum("nki,nkj->nij", graph.displacement, pull, precision="highest")
     virial = per_structure(graph, (virial + virial.mT) / 2)
-    virial = virial if axis is None else jax.lax.psum(virial, axis)
+    if axis is not None:  # both in one exchange: a row for each device, the virial in all of them
+        shape, size = pull[:, 0].shape, pull[:, 0].size
+        rows = arriving.reshape(-1, size)
+        same = jnp.broadcast_to(virial.ravel(), (len(rows), virial.size))
+        sums = jax.lax.psum_scatter(jnp.concatenate([rows, same], axis=1), axis)
+        arriving, virial = sums[:size].reshape(shape), sums[size:].reshape(virial.shape)
+    forces = pull.sum(axis=1) - arriving
     return forces, virial / graph.volume[:, None, None]
 
 
