@@ -11,7 +11,7 @@ import statistics
 from accuracy import RESULTS, ROOT
 
 README = ROOT / "README.md"
-SETS = ("acac", "3bpa", "ethanol", "silicon")
+SETS = ("acac", "3bpa", "mlearn-si", "mlearn-mo", "water", "ethanol", "silicon")
 BEST = "MACE L=2"  # what is aimed at
 MACE = ("MACE L=0", BEST)
 

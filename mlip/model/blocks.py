@@ -69,14 +69,6 @@ def block_size(wanted, columns, best_on_cpu):
     return wanted or None
 
 
-def rows_at(rows, index):
-    """rows[index] of [n_atoms, components, channels], [*index.shape, components, channels].
-
-    In two dimensions, since XLA copies arrays with an axis of one component to gather from them.
-    """
-    return rows.reshape(len(rows), -1)[index].reshape(*index.shape, *rows.shape[1:])
-
-
 def from_all_devices(rows, axis):
     """Rows of all atoms from the rows on each device; unchanged where atoms are on one device."""
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
@@ -95,7 +87,8 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
       weight: of every atom's row of slots, [n_rows]; 1 if None.
     """
     n_rows, width, *columns = slots.shape
-    slots = slots.reshape(n_rows * width, -1)  # see `rows_at`
+    # In two dimensions, since XLA copies arrays with an axis of one component to gather from them.
+    slots = slots.reshape(n_rows * width, -1)
     partial = n_rows < len(reverse)
     first = 0 if axis is None else jax.lax.axis_index(axis) * (n_rows * width)
 
@@ -122,7 +115,7 @@ def gather_senders(features, graph, axis=None):
     """`features` [n_atoms, ...] of the sender in every slot, [n_atoms, max_neighbors, ...]."""
 
     def gather(index, rows):
-        return rows_at(from_all_devices(rows, axis), index[0])
+        return from_all_devices(rows, axis)[index[0]]
 
     def collect(index, slots):
         return to_own_devices(collect_slots(slots, index[1], axis=axis), axis)
