@@ -36,6 +36,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mlip.runtime import Stop, use_all_cores
+from mlip.screen import Screen
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT.parent / "shared" / "data"
@@ -119,6 +120,23 @@ COLUMNS = (
     "forces_rmse_mev_per_A",
     "stress_rmse_mev_per_A3",
 )
+
+
+class PartEnded(Stop):
+    """The time of a part of a training is over."""
+
+
+class PartScreen(Screen):
+    """Ends a training after so many minutes, once the epoch is validated; None for never."""
+
+    def __init__(self, minutes):
+        super().__init__()
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def update(self, progress, fraction, row):
+        super().update(progress, fraction, row)
+        if self.end is not None and row is not None and time.monotonic() > self.end:
+            raise PartEnded(signal.SIGTERM)
 
 
 class Snapshots(threading.Thread):
@@ -205,7 +223,6 @@ def test_errors(model, tests, keys):
 def train_one(args, seed, run, data):
     """A row of one training."""
     import mlip
-    from mlip.screen import Screen
 
     path, tests = data
     keys = mlip.LabelKeys(**SETS[args.set].get("keys", {}))
@@ -221,12 +238,8 @@ def train_one(args, seed, run, data):
     )
     snapshots = Snapshots(run)
     snapshots.start()
-    alarm = threading.Timer(60 * args.stop_after, signal.raise_signal, [signal.SIGTERM])
-    alarm.daemon = True
-    alarm.start()
-    with Screen() as screen, contextlib.suppress(Stop):
+    with PartScreen(args.stop_after) as screen, contextlib.suppress(PartEnded):
         mlip.train(config, resume=any((run / "states").glob("*")), show=screen)
-    alarm.cancel()
     potential = mlip.load(run / "model.safetensors")
     snapshots.ended.set()
     snapshots.join()
@@ -270,7 +283,7 @@ def show(name, row):
     for test in row["test"]:
         table.add_column(test, justify="right")
     pairs = [(e["energy_rmse_mev"], e["forces_rmse_mev_per_A"]) for e in row["test"].values()]
-    ours = f"ours {row['size']}, {row['parameters']} parameters, {row['minutes']:g} min"
+    ours = f"ours {row['size']}, {row['parameters']} parameters, {row['minutes_taken']:.0f} min"
     table.add_row(ours, *(f"{energy:.2f} / {forces:.2f}" for energy, forces in pairs))
     for code, errors in PUBLISHED.get(name, {}).items():
         cells = [errors.get(test) for test in row["test"]]
@@ -284,10 +297,7 @@ def main():
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--minutes", type=float, required=True, help="of each training")
     parser.add_argument(
-        "--stop-after",
-        type=float,
-        default=threading.TIMEOUT_MAX / 60,
-        help="minutes of this part of the training",
+        "--stop-after", type=float, help="minutes after which a part of the training ends"
     )
     parser.add_argument("--cores", default="0", help="cores to run on, such as 0 or 0,1")
     parser.add_argument("--seeds", default="0", help="one or several, such as 0,1,2")

@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--sizes", type=bench.names_of, default=list(bench.SIZES))
     parser.add_argument("--structures", type=bench.names_of, default=list(structures.NAMES))
     parser.add_argument("--models", type=bench.names_of, default=list(bench.CODES))
-    bench.add_options(parser)
+    bench.add_options(parser, devices=("cpu", "gpu"))
     options = parser.parse_args()
     print("what the cores can do:", hardware := cores_can(options))
     rows = []
@@ -93,7 +93,8 @@ def main():
                 rows.append(row)
                 print(row["structure"], row["size"], row["model"], row.get("ms", "missing"))
     add_ratios(rows, options.sizes[0])
-    add_shares(rows, options, hardware)
+    if options.device == "cpu":
+        add_shares(rows, options, hardware)
     print()
     bench.show(rows, COLUMNS)
     bench.write("inference", options, rows, hardware=hardware)

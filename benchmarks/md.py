@@ -68,7 +68,7 @@ def main():
         default=["molecule", "water", "silicon512", "silicon4096"],
     )
     parser.add_argument("--steps", type=int, default=50, help="steps of a trajectory")
-    bench.add_options(parser)
+    bench.add_options(parser, devices=("cpu", "gpu"))
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--peers-up-to", type=int, default=4096, help="atoms")
     parser.add_argument("--cutoffs", type=numbers(float), default=CUTOFFS)
     parser.add_argument("--channels", type=numbers(int), default=CHANNELS)
-    bench.add_options(parser, repeats=3)
+    bench.add_options(parser, repeats=3, devices=("cpu", "gpu"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         growth = {

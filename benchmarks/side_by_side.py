@@ -164,6 +164,8 @@ def environment(code, options):
     kept |= dict.fromkeys(names, threads)
     if options.device == "cpu":
         kept |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    else:
+        kept |= {"JAX_PLATFORMS": "cuda"}
     kept["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 reads its own tables so
     if len(options.cores) == 1:
         flags = kept.get("XLA_FLAGS", "")
@@ -278,13 +280,13 @@ def missing_rows(missing, **facts):
     return [{"model": name, **facts, "missing": reason} for name, reason in missing.items()]
 
 
-def add_options(parser, repeats=5):
-    """Options that all of these scripts have."""
+def add_options(parser, repeats=5, devices=("cpu",)):
+    """Options that all of these scripts have; `devices` are those that a script can measure."""
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of peers/install.sh")
     parser.add_argument(
         "--cores", type=core_set, default={0}, help="cores to run on, such as 0 or 0,1"
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--repeats", type=int, default=repeats, help="turns of each worker")
     parser.add_argument("--out", type=Path, help="JSON file; under benchmarks/results if not given")
 

@@ -25,7 +25,7 @@ NAMES = ("ours unfolded", "mace-torch", "InstaDeep mlip")
 # The variable that names the folder of compiled programs, all else as a user finds it. InstaDeep's
 # keeps them only where jax is told a folder.
 CACHES = {"ours unfolded": "MLIP_CACHE", "InstaDeep mlip": "JAX_COMPILATION_CACHE_DIR"}
-KEYS = ("import_seconds", "load_seconds", "first_seconds", "second_seconds", "total_seconds")
+KEYS = ("import_seconds", "load_seconds", "first_seconds", "steady_seconds", "total_seconds")
 COLUMNS = {
     "size": ("size", ""),
     "model": ("model", ""),
@@ -33,7 +33,7 @@ COLUMNS = {
     "import s": ("import_seconds", ".2f"),
     "load s": ("load_seconds", ".2f"),
     "first forces s": ("first_seconds", ".2f"),
-    "second s": ("second_seconds", ".3f"),
+    "later s": ("steady_seconds", ".3f"),
     "start to first forces s": ("total_seconds", ".2f"),
 }
 FIRST_STEP = """

@@ -31,7 +31,8 @@ def accuracy():
                 row["level"],
                 str(row["frames_trained_on"]),
                 f"{row['parameters']:,}",
-                f"{row['minutes_taken']:.0f} min, {cores(row)}",
+                f"{row['minutes_taken']:.0f} min, {cores(row)}"
+                + (f", {len(row['runs'])} seeds" if "runs" in row else ""),
                 test,
                 f"{errors['energy_rmse_mev_per_atom']:.2f} meV/atom "
                 f"({errors['energy_rmse_mev']:.1f} meV/structure)",
@@ -39,17 +40,18 @@ def accuracy():
                 "" if stress is None else f"{stress:.2f} meV/Å³",
             ]
             for network in MACE:
-                best = row["published"].get(network, {}).get(test)
-                cells.append("{} meV/structure, {} meV/Å".format(*best) if best else "")
+                known = row["published"].get(network, {}).get(test)
+                cells.append("{} meV/structure, {} meV/Å".format(*known) if known else "")
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         *(measured(row) for row in rows),
         "",
-        "One seed each; weights are chosen on validation frames out of the training file. MACE: "
-        "published (Batatia et al. 2022), larger networks on GPUs; L=0 has scalars only, as ours "
-        "here. None of our tests of 3BPA is the official one: 300 K are frames held out of "
-        "`train_300K`, 600 and 1200 K frames of `train_mixedT` that are not trained on.",
+        "One seed where no number stands; weights are chosen on validation frames held out of the "
+        "training file. MACE: published (Batatia et al. 2022), larger networks on GPUs; L=0 has "
+        "scalars only, as our network in this table. None of our tests of 3BPA is the official "
+        "one: 300 K are frames held out of `train_300K`, 600 and 1200 K frames of `train_mixedT` "
+        "that are not trained on.",
     ]
     return "\n".join(lines)
 
@@ -58,7 +60,7 @@ def over_time():
     """Test errors on acetylacetone while the training goes on."""
     row = results("accuracy_acac")
     chosen = [s for s in row["over_time"] if round(s["minutes"]) in (2, 5, 10, 15)]
-    last = {"minutes": row["minutes"], **row["test"]}
+    last = {"minutes": row["minutes_taken"], **row["test"]}
     lines = ["| minutes | energy, meV/molecule | forces, meV/Å |", "|---|---|---|"]
     for snapshot in [*chosen, last]:
         errors = snapshot["300 K"]
@@ -92,14 +94,14 @@ PEERS = ("mace-torch", "InstaDeep mlip", "nequix mp-1", "apax GMNN")
 # What was aimed at: a peer's time of a training step over ours, the time on one core over that on
 # two, and the largest time an atom over the smallest as a system grows.
 TRAINING_AIM, CORES_AIM, FLAT_AIM = 4, 1.8, 1.3
-# Of an evaluation the same ratios, by size and peer; the wish is twice as much.
+# The same of an evaluation, by size and peer.
 EVALUATION_AIMS = {
     ("64x0e", "mace-torch"): {"molecule": 10, "silicon512": 15, "water": 12},
     ("64x0e", "InstaDeep mlip"): {"molecule": 5, "silicon512": 15, "water": 12},
     ("128x0e+128x1o", "mace-torch"): {"molecule": 6, "silicon512": 12, "water": 12},
 }
 AGREEMENT_AIM = 1e-5  # of what is timed with the unfolded network in float64
-OURS_AT_LAST = 12  # meV/Å on acetylacetone after the time of `time_to_accuracy.py`
+ERROR_AIM = 12  # meV/Å on acetylacetone after the time of `time_to_accuracy.py`
 # Seconds to (forces rather than a step of training, cache).
 FIRST_AIM = {(True, "empty"): 10, (True, "warm"): 4, (False, "empty"): 30, (False, "warm"): 30}
 STEPS = {
@@ -338,15 +340,23 @@ def shortfalls():
 
 
 def evaluations_missed():
+    """Ratios below their aim, and those below twice as much."""
+    half = []
     for r in results("inference")["rows"]:
         aim = EVALUATION_AIMS.get((r["size"], r["model"]), {}).get(r["structure"])
-        if aim and "ms" in r and r["ratio_to_ours"] < 2 * aim:
-            wished = f"aim {aim}×" if r["ratio_to_ours"] < aim else f"aim {aim}×, wished {2 * aim}×"
-            facts = f"an evaluation, {r['size']}, {STRUCTURES[r['structure']]}: {r['model']} takes"
-            yield f"{facts} {times(r['ratio_to_ours'])} the time of ours ({wished})"
+        if aim and r.get("ratio_to_ours", math.inf) < 2 * aim:
+            ratio = times(r["ratio_to_ours"])
+            facts = f"{r['size']}, {STRUCTURES[r['structure']]}: {r['model']}"
+            if r["ratio_to_ours"] < aim:
+                yield f"an evaluation, {facts} takes {ratio} the time of ours (aim {aim}×)"
+            else:
+                half.append(f"{facts} {ratio} (aim {aim}×)")
+    if half:
+        yield f"evaluations that reach their aim but not twice as much: {'; '.join(half)}"
 
 
 def agreement_missed():
+    """Where what is timed differs from the unfolded network by more than it should."""
     for r in results("agreement")["rows"]:
         worst = max(r["energies"], r["forces"])
         if worst > AGREEMENT_AIM:
@@ -355,18 +365,19 @@ def agreement_missed():
 
 
 def curves_missed():
-    """Where another code's error was the smaller one while all trained, and ours at the end."""
+    """When another code's error was the smaller one while all trained, and ours at the end."""
     row = results("time_to_accuracy")
     key = "minutes_and_forces_rmse_mev_per_A"
     curves = {r["model"]: r[key] for r in row["rows"]}
-    ours = curves.pop("ours")
-    if ours[-1][1] > OURS_AT_LAST:
-        yield f"acetylacetone: {ours[-1][1]:.1f} meV/Å at the end (aim {OURS_AT_LAST})"
+    ours = curves["ours"]
+    if ours[-1][1] > ERROR_AIM:
+        yield f"acetylacetone: {ours[-1][1]:.1f} meV/Å at the end (aim {ERROR_AIM})"
     for model in PEERS[:2]:
-        below = [at for at, error in ours if error < reached(curves[model], at)]
-        first = min(at for at, _ in curves[model])
-        if below[0] > first:
-            yield f"training beside {model}: the larger error until {60 * below[0]:.0f} s"
+        moments = sorted(at for at, _ in [*ours, *curves[model]])
+        behind = [at for at in moments if reached(ours, at) > reached(curves[model], at)]
+        if behind:
+            after = next((at for at in moments if at > behind[-1]), behind[-1])
+            yield f"training on acetylacetone: {model} errs less until {60 * after:.0f} s"
 
 
 def reached(curve, minutes):
@@ -408,7 +419,7 @@ def two_cores():
 def ablations():
     """Forces' errors of variants of the recipe, a column for each set."""
     row = results("ablations")
-    one = max(row["rows"], key=lambda r: r["date"])
+    oldest, newest = (pick(row["rows"], key=lambda r: r["date"]) for pick in (min, max))
     names = list(dict.fromkeys(r["variant"] for r in row["rows"]))
     sets = list(dict.fromkeys((r["set"], r["epochs"]) for r in row["rows"]))
     lines = [
@@ -417,19 +428,18 @@ def ablations():
     ]
     for name in names:
         rows = [r for r in row["rows"] if r["variant"] == name]
-        cells = [ablation([r for r in rows if (r["set"], r["epochs"]) == s], one) for s in sets]
+        cells = [ablation([r for r in rows if (r["set"], r["epochs"]) == s], newest) for s in sets]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     commands = [f"`python benchmarks/ablations.py --set {s} --epochs {n}`" for s, n in sets]
-    last = one | {"command": commands.pop().strip("`")}
-    older = min(row["rows"], key=lambda r: r["date"])
+    newest |= {"command": commands.pop().strip("`")}
     return "\n".join(
         [
             *lines,
             "",
-            f"† {older['processor']}, from {older['date']} on, before a step took less time",
+            f"† measured on another processor ({oldest['processor']}), with slower training steps",
             "",
             *commands,
-            measured(last),
+            measured(newest),
         ]
     )
 

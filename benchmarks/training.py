@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--sizes", type=bench.names_of, default=list(bench.SIZES))
     parser.add_argument("--models", type=bench.names_of, default=list(NAMES))
     parser.add_argument("--batch", type=int, default=10, help="frames in the batch")
-    bench.add_options(parser)
+    bench.add_options(parser, devices=("cpu", "gpu"))
     options = parser.parse_args()
     frames, text = structures.molecules(options.batch)
     rows = []

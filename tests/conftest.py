@@ -64,7 +64,8 @@ def shared_data():
     return folder
 
 
-@functools.cache  # pytest makes fixtures of two parameters again and again, and folding takes long
+# Kept, since pytest makes a fixture anew whenever its parameter changes, and folding takes long.
+@functools.cache
 def make_potential(kind, dtype):
     name, *folded = kind.split()
     made = untrained(CONFIGS[name], SPECIES, seed=1, average_neighbors=8, dtype=dtype)
@@ -73,7 +74,7 @@ def make_potential(kind, dtype):
 
 @pytest.fixture(scope="session", params=[*CONFIGS, "default folded", "densities folded"])
 def potential_in(request):
-    """Random potentials of a kind of network by their precision."""
+    """A function of the precision that gives the random potential of one kind of network."""
     return functools.partial(make_potential, request.param)
 
 

@@ -484,7 +484,7 @@ def server():
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     yield process
     process.communicate()
@@ -492,18 +492,20 @@ def server():
 
 def run(server, folder, case):
     """The outcome of a case in a process of its own."""
-    output = folder.with_name("output")
+    output = folder.with_name(f"{folder.name}.out")
+    limited = case.most_file_bytes is not None
     job = {
         "words": case.command.split(),
         "folder": str(folder),
-        "output": os.devnull if case.most_file_bytes else str(output),
+        "output": os.devnull if limited else str(output),
         "seconds": HOPELESS_SECONDS,
         "limit": case.most_file_bytes,
     }
     server.stdin.write(json.dumps(job) + "\n")
     server.stdin.flush()
-    answer = json.loads(server.stdout.readline())
-    return Outcome(out="" if case.most_file_bytes else output.read_text(), **answer)
+    answer = server.stdout.readline()
+    assert answer, f"the server ended with status {server.wait()}"
+    return Outcome(out="" if limited else output.read_text(), **json.loads(answer))
 
 
 def fill(folder, case, good_model):

@@ -20,8 +20,8 @@ def build(task):
     torch.set_num_threads(task["threads"])
     torch.set_default_dtype(getattr(torch, task["dtype"]))
     torch.manual_seed(0)
-    # weights_only would refuse: mace-torch's files hold whole modules.
     device = DEVICES[task["device"]]
+    # weights_only would refuse: mace-torch's files hold whole modules.
     model = torch.load(task["load"], weights_only=False) if "load" in task else network(task)
     model = model.to(device)
     if "save" in task:
@@ -99,7 +99,7 @@ def inference(model, task):
         graph = batch.to_dict()
 
         def call():
-            # To the processor, for which it has to be there.
+            # `cpu` waits for a GPU.
             return model(graph, compute_force=True)["forces"].detach().cpu()
 
         return Step(call, {"edges": batch.edge_index.shape[1]})

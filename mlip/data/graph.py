@@ -31,11 +31,12 @@ class Graph:
     displacement: jax.Array  # [n_atoms, max_neighbors, 3] Å, from receiver to sender
     volume: jax.Array  # [n_structures] Å³; infinite where no volume is defined
     n_atoms: jax.Array  # [n_structures] atoms of each structure; 0 for padding
-    kinds: jax.Array | None = None  # as `neighbor_species`, where some are on other devices
+    # [n_atoms, max_neighbors] where senders may be on other devices: `evaluate_spread` sets it.
+    sender_species: jax.Array | None = None
 
-    def neighbor_species(self):
-        """Species of the neighbours, [n_atoms, max_neighbors]."""
-        return self.species[self.neighbors] if self.kinds is None else self.kinds
+    def species_of_senders(self):
+        """Species of the sender in every slot, [n_atoms, max_neighbors]."""
+        return self.species[self.neighbors] if self.sender_species is None else self.sender_species
 
 
 @jax.tree_util.register_dataclass

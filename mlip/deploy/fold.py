@@ -8,7 +8,7 @@ import numpy as np
 
 from mlip.data.structure import COVALENT_RADII, number_of, symbol
 from mlip.deploy.folded import FoldedNetwork
-from mlip.deploy.spread import PLACES, devices_for, evaluate_spread, spread_out
+from mlip.deploy.spread import SENT, devices_for, evaluate_spread, spread_out
 from mlip.deploy.tables import edge_density, few_functions, fit, radial_functions
 from mlip.model.layer import paths
 from mlip.model.potential import Potential
@@ -50,7 +50,7 @@ class FoldedPotential(Potential):
             return super().evaluator(graph)
         if devices not in self.spread_weights:
             self.spread_weights[devices] = spread_out(devices, self.weights)
-        arguments = self.spread_weights[devices], spread_out(devices, graph, PLACES)
+        arguments = self.spread_weights[devices], spread_out(devices, graph, SENT)
         return evaluate_spread, (self.network, devices), arguments
 
     @functools.cached_property

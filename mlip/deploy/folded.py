@@ -63,7 +63,7 @@ class FoldedNetwork:
     def energies(self, weights, graph):
         parts = self.parts(graph)
         n_atoms, counted = len(graph.species), len(parts[-1].species)
-        kinds = graph.neighbor_species()[: len(parts[0].species)]
+        kinds = graph.species_of_senders()[: len(parts[0].species)]
 
         def first(displacement, species, kinds):
             own = jnp.zeros((len(species), 0, self.config.channels), displacement.dtype)

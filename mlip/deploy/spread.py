@@ -1,7 +1,8 @@
 """One large system over several devices: every device takes its share of the atoms.
 
-Once a layer the features of neighbours are gathered from all devices, and the derivatives that go
-back to them summed over all; all else stays where the atoms are.
+After every layer but the last the features of neighbours are gathered from all devices, and on
+the way back the derivatives by them are summed over all, as are forces and virial in the end; all
+else stays where the atoms are.
 """
 
 import functools
@@ -15,7 +16,7 @@ from mlip.model.potential import energies_and_pull, forces_and_stress
 
 AXIS = "atoms"
 ATOMS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
-ROWS = Graph(  # where its arrays are computed with
+ROWS = Graph(
     species=ATOMS,
     structure=ATOMS,
     neighbors=ATOMS,
@@ -23,9 +24,9 @@ ROWS = Graph(  # where its arrays are computed with
     displacement=ATOMS,
     volume=EVERYWHERE,
     n_atoms=EVERYWHERE,
-    kinds=ATOMS,
+    sender_species=ATOMS,
 )
-PLACES = replace(ROWS, species=EVERYWHERE)  # where they lie before
+SENT = replace(ROWS, species=EVERYWHERE)  # each device looks its senders' species up among all
 # Fewer atoms than this on each device are faster on one.
 WORTHWHILE = {"cpu": 48, "gpu": 2000, "tpu": 2000}
 
@@ -50,12 +51,8 @@ def spread_out(devices, arrays, specs=EVERYWHERE):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate_spread(network, devices, weights, graph):
-    """What `evaluate_graph` gives, from several devices that share the rows of atoms.
-
-    Args:
-      graph: its arrays lie as `PLACES` says.
-    """
-    graph = replace(graph, kinds=graph.neighbor_species())
+    """What `evaluate_graph` gives, from several devices that share the rows of atoms."""
+    graph = replace(graph, sender_species=graph.species_of_senders())
     return jax.shard_map(
         functools.partial(_share, replace(network, axis=AXIS)),
         mesh=Mesh(devices, AXIS),

@@ -103,7 +103,7 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
         rows = slots.at[index].get(mode="clip")
         return jnp.einsum("nk,nkc->nc", factor, rows, precision="highest")
 
-    return map_blocks(collect, block, reverse).reshape(-1, *columns)
+    return map_blocks(collect, block, reverse).reshape(len(reverse), *columns)
 
 
 def to_own_devices(sums, axis):

@@ -15,11 +15,7 @@ import jax
 import numpy as np
 
 from mlip.data.graph import Graph
-from mlip.model.blocks import (
-    gather_senders,
-    map_blocks,
-    pair_up,
-)
+from mlip.model.blocks import gather_senders, map_blocks, pair_up
 from mlip.model.layer import layer_shapes, mix_degrees, pass_layer
 from mlip.model.radial import BASES, TRANSFORMS
 from mlip.model.so3 import L_MAX
@@ -140,7 +136,7 @@ class Network(nn.Module):
             reach = ()
             if config.distance_transform != "none":
                 own = radii[graph.species]
-                reach = (own[:, None] + radii[graph.neighbor_species()],)
+                reach = (own[:, None] + radii[graph.species_of_senders()],)
             energy, invariants = 0.0, []
             pairs = pair_up(graph) if self.axis is None else None
             for layer in range(config.layers):

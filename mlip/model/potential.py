@@ -51,7 +51,7 @@ def atom_energies(network, weights, graph):
     energies *= scale
     if config.zbl:
         number = weights.numbers[graph.species]
-        others = weights.numbers[graph.neighbor_species()]
+        others = weights.numbers[graph.species_of_senders()]
         distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
         pairs = zbl_energy(distance, number[:, None], others, config.zbl_order)
         energies += pairs.sum(axis=1) / 2 * (scale if config.zbl_scaled else 1.0)
@@ -83,12 +83,14 @@ def forces_and_stress(graph, pull, axis=None):
     arriving = collect_slots(pull, graph.reverse, axis=axis)
     virial = jnp.einsum("nki,nkj->nij", graph.displacement, pull, precision="highest")
     virial = per_structure(graph, (virial + virial.mT) / 2)
-    if axis is not None:  # both in one exchange: a row for each device, the virial in all of them
-        shape, size = pull[:, 0].shape, pull[:, 0].size
-        rows = arriving.reshape(-1, size)
-        same = jnp.broadcast_to(virial.ravel(), (len(rows), virial.size))
-        sums = jax.lax.psum_scatter(jnp.concatenate([rows, same], axis=1), axis)
-        arriving, virial = sums[:size].reshape(shape), sums[size:].reshape(virial.shape)
+    if axis is not None:
+        # Both in one exchange: a row for each device, with its share of the one and all the other.
+        n_devices = len(arriving) // len(pull)
+        shares = arriving.reshape(n_devices, -1)
+        repeated = jnp.broadcast_to(virial.ravel(), (n_devices, virial.size))
+        sums = jax.lax.psum_scatter(jnp.concatenate([shares, repeated], axis=1), axis)
+        arriving, total = jnp.split(sums, [shares.shape[1]])
+        arriving, virial = arriving.reshape(-1, 3), total.reshape(virial.shape)
     forces = pull.sum(axis=1) - arriving
     return forces, virial / graph.volume[:, None, None]
 

@@ -199,14 +199,14 @@ class Run:
             len(self.frames.structures)
         )
         batches = self.frames.batches(order)
-        todo = batches[self.progress.batch :]
-        packed = map(self.frames.batch, todo)
+        left = batches[self.progress.batch :]
+        packed = map(self.frames.batch, left)
         batch = next(packed, None)
-        for indices in todo:
+        for indices in left:
             fraction = self.fraction(len(batches))
-            report = self.step(batch, fraction)
+            metrics = self.step(batch, fraction)
             batch = next(packed, None)  # while the device computes
-            self.settle(indices, report, fraction)
+            self.finish(indices, metrics, fraction)
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 self.save()
             check()
@@ -215,24 +215,24 @@ class Run:
         self.validate(self.fraction(len(batches)))
 
     def step(self, batch, fraction):
-        """Start a step on a batch; what it will report."""
-        optimizer, count = self.config.optimizer, self.progress.step
+        """Start a step on a batch; returns its metrics, which may still be computed."""
+        config, count = self.config, self.progress.step
         rates = (
-            optimizer.rate(count, fraction),
-            optimizer.renewal(count),
-            self.config.loss.weights(fraction),
+            config.optimizer.rate(count, fraction),
+            config.optimizer.renewal(count),
+            config.loss.weights(fraction),
         )
         step = self.program(*batch, rates)
-        self.state, report = step(self.state, self.weights, *batch, rates)
-        return report
+        self.state, metrics = step(self.state, self.weights, *batch, rates)
+        return metrics
 
-    def settle(self, indices, report, fraction):
-        """Wait for the step on these frames, and note what it reports.
+    def finish(self, indices, metrics, fraction):
+        """Wait for the step on these frames, and note its metrics.
 
         Raises:
           FloatingPointError: its loss or gradient is not finite.
         """
-        progress, (loss, (shares, sums)) = self.progress, report
+        progress, (loss, (shares, sums)) = self.progress, metrics
         if not np.isfinite(loss):
             self.refuse(self.frames.parts(indices, self.frames.n_parts), np.asarray(shares))
         total = {k: progress.sums.get(k, 0.0) + float(v) for k, v in sums.items()}
