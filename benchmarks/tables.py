@@ -377,7 +377,8 @@ def curves_missed():
         behind = [at for at in moments if reached(ours, at) > reached(curves[model], at)]
         if behind:
             after = next((at for at in moments if at > behind[-1]), behind[-1])
-            yield f"training on acetylacetone: {model} errs less until {60 * after:.0f} s"
+            facts = f"{model} has the smaller error, or the only one, for {60 * after:.0f} s"
+            yield f"training on acetylacetone: {facts}"
 
 
 def reached(curve, minutes):
