@@ -12,7 +12,7 @@ import pytest
 # Compiled programs are kept for the run, also for the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mlip-test-cache-"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the cache's remarks on processor features
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 from mlip.data.graph import Shape, build_table, pack, pad
 from mlip.data.structure import Structure
