@@ -28,9 +28,7 @@ def build(task):
         torch.save(model, task["save"])
 
     def calculator(_):
-        return MACECalculator(
-            models=[model], device=DEVICES[task["device"]], default_dtype=task["dtype"]
-        )
+        return MACECalculator(models=[model], device=device, default_dtype=task["dtype"])
 
     prepare = {
         "inference": lambda: inference(model, task),
