@@ -43,6 +43,7 @@ The package reads downwards; a module imports only from those above it.
         step.py            one step on one batch, on one device or several
         loop.py            train(): epochs, validation, states, resume
     deploy/                a trained potential in other clothes
+        splines.py         functions of the distance as splines, looked up in tables
         folded.py          the network with constant parameters: tables instead of perceptrons
         tables.py          its radial functions as splines
         spread.py          one system over several devices

@@ -11,7 +11,7 @@ from conftest import CONFIGS, SHAPE, make_structure, predict
 import mlip
 from mlip.data.graph import build_table, pad
 from mlip.data.structure import Structure
-from mlip.deploy.folded import spline_weights
+from mlip.deploy.splines import spline_weights
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import atom_energies, untrained
 

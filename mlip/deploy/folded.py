@@ -8,14 +8,13 @@ functions depend on both elements, every pair of species has tables of its own. 
 derivative is taken together with its value, atoms block by block.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.interpolate import BSpline, PPoly
 
+from mlip.deploy.splines import DEGREE, spline, spline_weights
 from mlip.model.blocks import (
     collect_slots,
     from_all_devices,
@@ -25,10 +24,8 @@ from mlip.model.blocks import (
 )
 from mlip.model.layer import paths, rows_of_species, through_species
 from mlip.model.network import NetworkConfig
-from mlip.model.radial import SILU_GAIN, smooth_cutoff
+from mlip.model.radial import SILU_GAIN
 from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, unstack
-
-DEGREE = 5  # of the splines: four continuous derivatives
 
 
 @dataclass(frozen=True)
@@ -362,47 +359,3 @@ def edge_tensor(harmonics, l1, l2, l3):
         return harmonics[..., None]
     tensor = np.sqrt(2 * l3 + 1) * coupling(l1, l2, l3)
     return jnp.einsum("nmk,amb->nbka", harmonics, jnp.asarray(tensor, harmonics.dtype))
-
-
-# Powers of the position in an interval, highest first, of each of the pieces that overlap there.
-_SPLINE = PPoly.from_spline(BSpline.basis_element(np.arange(DEGREE + 2)))
-PIECES = _SPLINE.c[:, np.searchsorted(_SPLINE.x, np.arange(DEGREE, -1, -1), side="right") - 1]
-
-
-# `jit` within `jit`: all layers share one trace.
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def spline_weights(distance, cutoff, cutoff_order, intervals):
-    """Weights of the spline coefficients for functions that end smoothly at the cutoff.
-
-    Args:
-      distance: [...], Å.
-      intervals: number of equal parts between 0 and the cutoff.
-
-    Returns:
-      the first coefficient, [...]; the weights of it and the next `DEGREE`; and their derivatives
-      by the distance. All are zero at and beyond the cutoff.
-    """
-    position = distance * (intervals / cutoff)
-    row = jnp.clip(jnp.floor(position), 0, intervals - 1)
-    t = jnp.minimum(position - row, 1.0)
-    envelope, envelope_slope = jax.jvp(
-        lambda r: smooth_cutoff(r, cutoff, cutoff_order), (distance,), (jnp.ones_like(distance),)
-    )
-    weights, slopes = [], []
-    for powers in PIECES.T:
-        value, slope = 0.0, 0.0
-        for power in powers:
-            slope = slope * t + value
-            value = value * t + float(power)
-        weights.append(envelope * value)
-        slopes.append(envelope_slope * value + envelope * slope * (intervals / cutoff))
-    return row.astype(jnp.int32), weights, slopes
-
-
-@jax.jit
-def spline(table, row, weights):
-    """Functions [..., columns] from a table of coefficients [rows, columns]."""
-    return sum(
-        weight[..., None] * table.at[row + shift].get(mode="promise_in_bounds")
-        for shift, weight in enumerate(weights)
-    )
