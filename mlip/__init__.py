@@ -44,8 +44,8 @@ The package reads downwards; a module imports only from those above it.
         loop.py            train(): epochs, validation, states, resume
     deploy/                a trained potential in other clothes
         splines.py         functions of the distance as splines, looked up in tables
+        tables.py          such tables of a trained potential's radial functions
         folded.py          the network with constant parameters: tables instead of perceptrons
-        tables.py          its radial functions as splines
         spread.py          one system over several devices
         fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms

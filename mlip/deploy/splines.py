@@ -11,8 +11,8 @@ from mlip.model.radial import smooth_cutoff
 
 DEGREE = 5  # four continuous derivatives
 # Powers of the position in an interval, highest first, of each of the pieces that overlap there.
-_SPLINE = PPoly.from_spline(BSpline.basis_element(np.arange(DEGREE + 2)))
-PIECES = _SPLINE.c[:, np.searchsorted(_SPLINE.x, np.arange(DEGREE, -1, -1), side="right") - 1]
+_BASIS = PPoly.from_spline(BSpline.basis_element(np.arange(DEGREE + 2)))
+_PIECES = _BASIS.c[:, np.searchsorted(_BASIS.x, np.arange(DEGREE, -1, -1), side="right") - 1]
 
 
 # `jit` within `jit`: all layers share one trace.
@@ -35,7 +35,7 @@ def spline_weights(distance, cutoff, cutoff_order, intervals):
         lambda r: smooth_cutoff(r, cutoff, cutoff_order), (distance,), (jnp.ones_like(distance),)
     )
     weights, slopes = [], []
-    for powers in PIECES.T:
+    for powers in _PIECES.T:
         value, slope = 0.0, 0.0
         for power in powers:
             slope = slope * t + value
