@@ -5,14 +5,17 @@ import os
 import tempfile
 from pathlib import Path
 
-import jax
-import numpy as np
-import pytest
-
-# Compiled programs are kept for the run, also for the processes that tests start.
+# Read when jax is imported. Compiled programs are kept for the run, for all processes in it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mlip-test-cache-"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the cache's remarks on processor features
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# LLVM takes a third of the time of most files to make programs fast that run but for a moment. The
+# passes of XLA are those of any user. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with all of them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import jax
+import numpy as np
+import pytest
 
 from mlip.data.graph import Shape, build_table, pack, pad
 from mlip.data.structure import Structure
@@ -55,6 +58,15 @@ def free_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def optimized():
+    """All optimizations in this process, for a file whose programs run for long."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Folder of public DFT data beside the repository; tests that need it skip without it."""
@@ -86,8 +98,9 @@ def potential(potential_in):
 
 @pytest.fixture(scope="session")
 def small_potential():
-    """One random potential in float64 of the default kind."""
-    return untrained(CONFIGS["default"], SPECIES, seed=1, average_neighbors=8, dtype="float64")
+    """One random potential in float64, for what any network shows."""
+    config = NetworkConfig(channels=4, l_max=2, correlation=2, radial_widths=(8,))
+    return untrained(config, SPECIES, seed=1, average_neighbors=8, dtype="float64")
 
 
 SHAPE = Shape(n_atoms=48, max_neighbors=48, n_structures=17)

@@ -14,6 +14,7 @@ FILES = {
     "ethanol": ("ethanol_train.xyz", "ethanol_isolated_atoms.xyz", "ethanol_test_300K.xyz"),
     "silicon": ("silicon_train.xyz", "fit", "silicon_test.xyz"),
 }
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 @pytest.fixture(scope="module", params=FILES)

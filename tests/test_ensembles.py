@@ -14,6 +14,7 @@ from mlip.units import GPA
 TEMPERATURE = 60.0  # K
 KT = TEMPERATURE * units.kB
 REPLICAS = 8
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 @pytest.fixture(scope="module", params=THERMOSTATS)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, SHAPE, make_structure, predict
+from conftest import CONFIGS, SHAPE, make_potential, make_structure, predict
 
 import mlip
 from mlip.data.graph import build_table, pad
@@ -77,23 +77,29 @@ def test_folding_changes_nothing(name, species):
     assert_same(predict(mlip.fold(potential), structures), predict(potential, structures), 1e-7)
 
 
+@pytest.fixture(scope="module")
+def default_potential():
+    """With products of three functions up to l = 3, as potentials have by default."""
+    return make_potential("default", "float64")
+
+
 @pytest.mark.parametrize("rows", [47, 48])  # blocks that leave rows to fill, and that do not
-def test_the_size_of_blocks_changes_nothing(small_potential, rows):
+def test_the_size_of_blocks_changes_nothing(default_potential, rows):
     structures = [make_structure(kind) for kind in KINDS]
-    expected = predict(small_potential, structures)
+    expected = predict(default_potential, structures)
     for potential, tolerance in (
-        (replace(small_potential, block=5), 1e-12),
-        (mlip.fold(small_potential, block=5), 1e-7),
+        (replace(default_potential, block=5), 1e-12),
+        (mlip.fold(default_potential, block=5), 1e-7),
     ):
         frames = [(potential.species_of(s), s, build_table(s, 5.0)) for s in structures]
         graph = pad(frames, replace(SHAPE, n_atoms=rows), 5.0, "float64")
         assert_same(potential.split(potential.evaluate(graph), frames), expected, tolerance)
 
 
-def test_float32_agrees_with_the_unfolded_potential_in_float64(small_potential):
+def test_float32_agrees_with_the_unfolded_potential_in_float64(default_potential):
     structures = [make_structure(kind, seed) for kind in KINDS for seed in range(3)]
-    folded = mlip.fold(small_potential.with_dtype("float32"))
-    assert_same(predict(folded, structures), predict(small_potential, structures), 1e-5)
+    folded = mlip.fold(default_potential.with_dtype("float32"))
+    assert_same(predict(folded, structures), predict(default_potential, structures), 1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-7)])
@@ -121,8 +127,8 @@ def dimer(distance):
     return Structure([14, 14], [[0.0, 0, 0], [distance, 0, 0]], np.zeros((3, 3)), (0, 0, 0))
 
 
-def test_dimers_agree_from_the_shortest_distances_to_the_cutoff(small_potential):
-    silicon = replace_species(small_potential)
+def test_dimers_agree_from_the_shortest_distances_to_the_cutoff(default_potential):
+    silicon = replace_species(default_potential)
     distances = np.concatenate([[0.02, 0.05, 0.1, 0.2], np.linspace(0.3, 5.2, 60)])
     structures = [dimer(distance) for distance in distances]
     folded, exact = predict(mlip.fold(silicon), structures), predict(silicon, structures)
@@ -136,8 +142,8 @@ def replace_species(potential):
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.7, 2.3, 4.97])
-def test_forces_are_the_exact_derivative_of_the_energy(small_potential, distance):
-    folded, step = mlip.fold(replace_species(small_potential)), 1e-5
+def test_forces_are_the_exact_derivative_of_the_energy(default_potential, distance):
+    folded, step = mlip.fold(replace_species(default_potential)), 1e-5
     low, middle, high = predict(folded, [dimer(distance + d) for d in (-step, 0.0, step)])
     numerical = -(high.energy - low.energy) / (2 * step)
     scale = 1 + abs(numerical)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ase
@@ -15,7 +16,7 @@ import pytest
 from ase import units
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
-from conftest import CONFIGS, SPECIES, make_structure
+from conftest import SPECIES, make_structure
 
 import mlip
 from mlip.data.structure import to_ase
@@ -38,7 +39,9 @@ IMPORTED = Path(__file__).parent / "fixtures" / "mace_like_mpa-0.safetensors"
 PRESSURE = 1.6021765e6  # bar Å³/eV, as in LAMMPS
 STEPS, TIMESTEP = 60, 1.0  # fs
 NETWORKS = {
-    "folded": CONFIGS["vectors"],
+    "folded": mlip.NetworkConfig(
+        channels=4, l_max=1, hidden_l=1, correlation=2, radial_widths=(8,), zbl=True, cutoff=4.0
+    ),
     "deep": mlip.NetworkConfig(
         channels=3, layers=3, l_max=1, hidden_l=1, correlation=2, radial_widths=(8,), cutoff=3.0
     ),
@@ -84,7 +87,8 @@ def potential(name):
         return mlip.load(IMPORTED)
     config = NETWORKS.get(name, NETWORKS["folded"])
     e0 = {"H": -13.0, "O": -400.0, "Si": -100.0}
-    return mlip.untrained(config, SPECIES, 1, average_neighbors=8, e0=e0, dtype="float64")
+    made = mlip.untrained(config, SPECIES, 1, average_neighbors=8, e0=e0, dtype="float64")
+    return replace(made, scale=3 * made.scale)  # for forces of 0.1 eV/Å
 
 
 def long_crystal():

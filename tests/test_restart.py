@@ -12,10 +12,10 @@ from dataclasses import replace
 import ase.io
 import numpy as np
 import pytest
-from conftest import CONFIGS
 from pairs import argon, crystal
 
 from mlip.data.structure import to_ase
+from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.simulation.dynamics import DynamicsConfig, Start, run
 from mlip.training.checkpoint import save_model
@@ -224,7 +224,7 @@ COMMAND = [sys.executable, "-m", "mlip.cli", "md"]
 def job(tmp_path_factory):
     """A small model with a repulsive core, a start, and the command that simulates it."""
     folder = tmp_path_factory.mktemp("job")
-    network = replace(CONFIGS["default"], zbl=True)
+    network = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), zbl=True)
     potential = untrained(network, ["Ar"], seed=1, average_neighbors=8)
     potential = replace(potential, scale=np.full(1, 0.05))
     save_model(potential, folder / "model.safetensors")

@@ -6,6 +6,8 @@ import pytest
 
 from mlip import selftest
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def test_compiled_arithmetic_is_right_on_this_machine():
     checks = selftest.run()
