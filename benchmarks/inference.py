@@ -35,13 +35,13 @@ COLUMNS = {
 
 
 def measure(names, size, files, options):
-    """Rows of all codes for structures of the same elements; size None is each code's own."""
+    """Rows of all codes for structures of the same elements."""
     numbers = next(iter(files.values()))[0].numbers
     workers, absent = bench.start(
         names, bench.task("inference", numbers, bench.SIZES.get(size)), options
     )
     for name, (atoms, path) in files.items():
-        facts = {"structure": name, "atoms": len(atoms), "size": size or "its own"}
+        facts = {"structure": name, "atoms": len(atoms), "size": size}
         able, missing = bench.prepare(workers, path)
         seconds = bench.take_turns(able, options.repeats)
         yield from bench.measured_rows(able, seconds, **facts)
@@ -55,20 +55,6 @@ def same_elements(files):
     for name, (atoms, path) in files.items():
         groups.setdefault(tuple(sorted(set(atoms.numbers))), {})[name] = atoms, path
     return list(groups.values())
-
-
-def add_ratios(rows, reference):
-    """Ratios to ours at the first size, for codes that have a size of their own."""
-    ours = {
-        row["structure"]: row["ms"]
-        for row in rows
-        if row["size"] == reference
-        and row["model"] in (bench.OURS, "ours unfolded")
-        and row.get("ratio_to_ours") == 1
-    }
-    for row in rows:
-        if row["size"] == "its own" and "ms" in row and row["structure"] in ours:
-            row["ratio_to_ours"] = row["ms"] / ours[row["structure"]]
 
 
 def main():
@@ -85,14 +71,13 @@ def main():
         for name in options.structures:
             atoms, _ = structures.make(name)
             files[name] = atoms, bench.write_frames([atoms], folder, name)
-        for size, group in itertools.product([*options.sizes, None], same_elements(files)):
-            names = [n for n in options.models if bench.CODES[n].sized == (size is not None)]
-            for row in measure(names, size, group, options):
+        for size, group in itertools.product([*options.sizes, bench.OWN], same_elements(files)):
+            for row in measure(bench.of_size(options.models, size), size, group, options):
                 if "ms" in row:
                     row["atoms_per_second"] = 1000 * row["atoms"] / row["ms"]
                 rows.append(row)
                 print(row["structure"], row["size"], row["model"], row.get("ms", "missing"))
-    add_ratios(rows, options.sizes[0])
+    bench.add_ratios(rows, options.sizes[0])
     if options.device == "cpu":
         add_shares(rows, options, hardware)
     print()

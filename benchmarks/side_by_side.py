@@ -53,6 +53,7 @@ class Code:
 
 
 OURS = "ours"
+OWN = "its own"  # the size of codes that have but one
 CODES = {
     code.name: code
     for code in (
@@ -66,6 +67,11 @@ CODES = {
         Code("apax GMNN", "apax_worker.py", "apax", sized=False),
     )
 }
+
+
+def of_size(names, size):
+    """Those of the codes that have this size."""
+    return [name for name in names if CODES[name].sized == (size != OWN)]
 
 
 class Missing(Exception):
@@ -274,6 +280,20 @@ def measured_rows(workers, seconds, **facts):
             }
         )
     return rows
+
+
+def add_ratios(rows, size):
+    """Ratios to ours at this size, for codes that have a size of their own."""
+    ours = {
+        row["structure"]: row["ms"]
+        for row in rows
+        if row["size"] == size
+        and row["model"] in (OURS, "ours unfolded")
+        and row.get("ratio_to_ours") == 1
+    }
+    for row in rows:
+        if row["size"] == OWN and "ms" in row and row["structure"] in ours:
+            row["ratio_to_ours"] = row["ms"] / ours[row["structure"]]
 
 
 def missing_rows(missing, **facts):

@@ -2,8 +2,8 @@
 
     python benchmarks/training.py --cores 0
 
-A step is forward, loss of energies and forces, gradient, AMSGrad and running average. Prints a
-table and writes `benchmarks/results/training.json`.
+A step is forward, loss of energies and forces, gradient, AMSGrad and running average; nequix has a
+size of its own. Prints a table and writes `benchmarks/results/training.json`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 import side_by_side as bench
 import structures
 
-NAMES = ("ours unfolded", "mace-torch", "InstaDeep mlip", "nequix mp-1", "apax GMNN")
+NAMES = ("ours unfolded", "mace-torch", "InstaDeep mlip", "nequix mp-1")
 COLUMNS = {
     "size": ("size", ""),
     "model": ("model", ""),
@@ -35,10 +35,12 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = bench.write_frames(frames, folder, "batch")
-        for size in options.sizes:
+        for size in [*options.sizes, bench.OWN]:
             facts = {"structure": text, "frames": len(frames), "size": size}
-            description = bench.task("training", frames[0].numbers, bench.SIZES[size])
-            rows += bench.compare(options.models, description, path, options, **facts)
+            description = bench.task("training", frames[0].numbers, bench.SIZES.get(size))
+            names = bench.of_size(options.models, size)
+            rows += bench.compare(names, description, path, options, **facts)
+    bench.add_ratios(rows, options.sizes[0])
     for row in rows:
         if "ms" in row:
             row["frames_per_second"] = 1000 * len(frames) / row["ms"]
