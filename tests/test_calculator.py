@@ -123,7 +123,7 @@ def test_relaxation_of_positions_and_cell_lowers_the_energy(small_potential):
     silicon.rattle(0.1, seed=1)
     silicon.calc = Calculator(small_potential)
     before = silicon.get_potential_energy()
-    BFGS(FrechetCellFilter(silicon), logfile=None).run(fmax=0.05, steps=15)
+    BFGS(FrechetCellFilter(silicon), logfile=None).run(fmax=1e-4, steps=15)
     assert silicon.get_potential_energy() < before
 
 
