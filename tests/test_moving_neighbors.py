@@ -13,6 +13,7 @@ from mlip.data.neighbors import complete_cell, neighbor_list
 from mlip.data.structure import Structure
 from mlip.simulation.neighbors import NO_ROOM, narrow, plan, search
 
+pytestmark = pytest.mark.usefixtures("optimized")
 CUTOFF = 3.0
 N_ATOMS, N_SYSTEMS = 12, 24
 
