@@ -1,5 +1,6 @@
 """The model file: what is saved comes back, and what is damaged or foreign is refused."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from conftest import make_structure, predict
 
 from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
-from mlip.training.checkpoint import load_model, save_model
+from mlip.training.checkpoint import _digest, load_model, save_model
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def saved(tmp_path, small_potential):
 
 
 def rewritten(path, change):
-    """The file with its metadata changed by `change(metadata, card)`."""
+    """The file with its metadata changed by `change(metadata, card)` and signed anew."""
     tensors = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
@@ -31,6 +32,8 @@ def rewritten(path, change):
     change(metadata, card)
     if "mlip" in metadata:
         metadata["mlip"] = json.dumps(card, sort_keys=True)
+    if "sha256" in metadata:
+        metadata["sha256"] = _digest(metadata["mlip"], tensors)
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
 
 
@@ -65,11 +68,10 @@ def test_truncated_files_are_refused(saved, fraction):
 def test_every_flipped_bit_of_the_payload_and_of_the_card_is_noticed(saved):
     content = saved.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    rng = np.random.default_rng(0)
-    places = [*rng.integers(0, header, 60), *rng.integers(header, len(content), 60)]
-    for place in places:
+    payload = np.random.default_rng(0).integers(header, len(content), 60)
+    for place, bit in itertools.product([*range(header), *payload], range(8)):
         damaged = bytearray(content)
-        damaged[place] ^= 1 << int(rng.integers(8))
+        damaged[place] ^= 1 << bit
         saved.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged|no model of mlip-jax|put together wrongly"):
             load_model(saved)

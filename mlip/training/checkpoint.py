@@ -125,17 +125,17 @@ def load_model(path, dtype=None):
             f"{path} is a safetensors file, but no model of mlip-jax; give the model.safetensors "
             "of a run"
         )
+    if metadata.get("sha256") != _digest(metadata["mlip"], tensors):
+        raise ValueError(
+            f"{path} is damaged: its contents do not match their sha256; copy it again from where "
+            "it was made"
+        )
     version_found = card.get("format_version")
     if not isinstance(version_found, int) or version_found > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version_found!r}, written by mlip-jax "
             f"{card.get('package_version')}; this version reads up to {FORMAT_VERSION}. Update "
             "mlip-jax"
-        )
-    if metadata.get("sha256") != _digest(metadata["mlip"], tensors):
-        raise ValueError(
-            f"{path} is damaged: its contents do not match their sha256; copy it again from where "
-            "it was made"
         )
     try:
         return _potential(settings.from_table(Card, card), tensors, dtype)
