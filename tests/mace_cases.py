@@ -44,12 +44,7 @@ CASES = {
     "hidden L=3": {"hidden_irreps": "3x0e+3x1o+3x2e+3x3o", "max_ell": 3},
     "one layer, four-body products": {"num_interactions": 1, "correlation": 4, "max_ell": 1},
     "correlation 4": {"correlation": 4, "hidden_irreps": "3x0e+3x1o", "max_ell": 1},
-    "three layers": {
-        "num_interactions": 3,
-        "hidden_irreps": "4x0e+4x1o",
-        "max_ell": 1,
-        "correlation": 1,
-    },
+    "three layers": {"num_interactions": 3, "hidden_irreps": "4x0e+4x1o"},
     "MACE": {"model": "MACE", "interaction_cls_first": PLAIN, "pair_repulsion": True},
     "plain throughout": {
         "interaction_cls": PLAIN,
@@ -66,11 +61,18 @@ CASES = {
     "density throughout": {
         "interaction_cls": DENSITY,
         "interaction_cls_first": DENSITY,
+        "radial_type": "gaussian",
+        "distance_transform": "Soft",
         "apply_cutoff": False,
     },
     "soft bessel": {"distance_transform": "Soft", "num_polynomial_cutoff": 6},
     "agnesi chebyshev": {
         "distance_transform": "Agnesi",
+        "radial_type": "chebyshev",
+        "num_interactions": 1,
+    },
+    "soft chebyshev": {
+        "distance_transform": "Soft",
         "radial_type": "chebyshev",
         "num_interactions": 1,
     },
