@@ -14,6 +14,7 @@ from side_by_side import OWN
 README = ROOT / "README.md"
 TRAININGS = (  # files of `accuracy.py`
     "acac",
+    "acac_medium",
     "3bpa",
     "3bpa_medium",
     "mlearn-si",
@@ -37,6 +38,7 @@ def accuracy():
     for row in rows:
         for test, errors in row["test"].items():
             stress = errors["stress_rmse_mev_per_A3"]
+            spread = row["spread"][test]["forces_rmse_mev_per_A"] if "spread" in row else None
             cells = [
                 row["level"],
                 str(row["frames_trained_on"]),
@@ -47,7 +49,9 @@ def accuracy():
                 test,
                 f"{errors['energy_rmse_mev_per_atom']:.2f} meV/atom "
                 f"({errors['energy_rmse_mev']:.1f} meV/structure)",
-                f"{errors['forces_rmse_mev_per_A']:.1f} meV/Å",
+                f"{errors['forces_rmse_mev_per_A']:.1f}"
+                + ("" if spread is None else f" ± {spread:.2f}")
+                + " meV/Å",
                 "" if stress is None else f"{stress:.2f} meV/Å³",
             ]
             for name in MACE:
@@ -58,11 +62,11 @@ def accuracy():
         "",
         *(measured(row) for row in rows),
         "",
-        "One seed where no number stands; weights are chosen on validation frames held out of the "
-        "training file. MACE: published (Batatia et al. 2022), larger networks on GPUs, of which "
-        "L=0 has scalars only and L=1 also vectors. None of our tests of 3BPA is the official one: "
-        "300 K are frames held out of `train_300K`, 600 and 1200 K frames of `train_mixedT` that "
-        "are not trained on.",
+        "One seed where no number stands; ± is the standard deviation of several. Weights are "
+        "chosen on validation frames held out of the training file. MACE: published (Batatia et "
+        "al. 2022), larger networks on GPUs, of which L=0 has scalars only and L=1 also vectors. "
+        "None of our tests of 3BPA is the official one: 300 K are frames held out of "
+        "`train_300K`, 600 and 1200 K frames of `train_mixedT` that are not trained on.",
     ]
     return "\n".join(lines)
 
