@@ -62,7 +62,8 @@ def accuracy():
         "",
         *(measured(row) for row in rows),
         "",
-        "One seed where no number stands; ± is the standard deviation of several. Weights are "
+        "One seed where no number of seeds stands; of several the mean, ± their standard "
+        "deviation in the forces. Weights are "
         "chosen on validation frames held out of the training file. MACE: published (Batatia et "
         "al. 2022), larger networks on GPUs, of which L=0 has scalars only and L=1 also vectors. "
         "None of our tests of 3BPA is the official one: 300 K are frames held out of "

@@ -125,6 +125,7 @@ def load_model(path, dtype=None):
             f"{path} is a safetensors file, but no model of mlip-jax; give the model.safetensors "
             "of a run"
         )
+    # Before the version, which a flipped bit can change: later formats have to keep this digest.
     if metadata.get("sha256") != _digest(metadata["mlip"], tensors):
         raise ValueError(
             f"{path} is damaged: its contents do not match their sha256; copy it again from where "
