@@ -155,6 +155,22 @@ class Pairs:
         return jax.custom_derivatives.linear_call(spread, collect, self, values)
 
 
+def first_reaching(counted, wanted):
+    """The first places at which ascending counts reach the wanted ones.
+
+    The search is a loop: of unrolled steps each reads what all before it found, which XLA for CPUs
+    from jax 0.11 on writes out anew in every kernel. Eighteen steps never came to an end.
+
+    Args:
+      counted: [n], of integers.
+      wanted: [n_wanted], likewise.
+
+    Returns:
+      [n_wanted] of the same type; n where a count is not reached.
+    """
+    return jnp.searchsorted(counted, wanted, method="scan").astype(counted.dtype)
+
+
 def pair_up(graph):
     """`Pairs` of a graph whose rows are all here."""
     reverse = jnp.asarray(graph.reverse).ravel()
@@ -163,7 +179,7 @@ def pair_up(graph):
     counted = jnp.cumsum(slots < reverse, dtype=reverse.dtype)  # padding is its own opposite
     n_pairs = n_slots // 2 + 1  # one to spare, for padding
     numbers = jnp.arange(1, n_pairs + 1, dtype=reverse.dtype)
-    first = jnp.searchsorted(counted, numbers, method="scan_unrolled").astype(reverse.dtype)
+    first = first_reaching(counted, numbers)
     pair = jnp.where(slots == reverse, n_pairs - 1, counted[jnp.minimum(slots, reverse)] - 1)
     second = reverse.at[first].get(mode="fill", fill_value=n_slots)
     return Pairs(first, second, pair.reshape(graph.reverse.shape))

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlip.data.graph import Graph, build_table
 from mlip.data.neighbors import complete_cell, heights
-from mlip.model.blocks import map_blocks
+from mlip.model.blocks import first_reaching, map_blocks
 from mlip.model.potential import round_up
 
 MOST_CANDIDATES = 20_000  # an atom looks at; more means that a cell or its atoms have collapsed
@@ -151,8 +151,7 @@ def narrow(graph, cutoff, width):
     near = near & near.ravel()[graph.reverse]  # should the two ever be rounded differently
     counted = jnp.cumsum(near, axis=1, dtype=jnp.int32)
     wanted = jnp.arange(1, width + 1, dtype=jnp.int32)
-    find = functools.partial(jnp.searchsorted, method="scan_unrolled")
-    chosen = jax.vmap(find, (0, None))(counted, wanted).astype(jnp.int32)
+    chosen = jax.vmap(first_reaching, (0, None))(counted, wanted)
     chosen = jnp.minimum(chosen, near.shape[1] - 1)
     used = wanted <= counted[:, -1:]
     index = jnp.arange(len(near), dtype=jnp.int32)[:, None]
@@ -363,8 +362,7 @@ def _search_one(cutoff, room, grid, positions, cell, real):
         near = (near & allowed[..., None] & ~itself).reshape(len(index), -1)
         counted = jnp.cumsum(near, axis=1, dtype=jnp.int32)
         wanted = jnp.arange(1, room.neighbors + 1, dtype=jnp.int32)
-        find = functools.partial(jnp.searchsorted, method="scan_unrolled")
-        chosen = jax.vmap(find, (0, None))(counted, wanted).astype(jnp.int32)
+        chosen = jax.vmap(first_reaching, (0, None))(counted, wanted)
         chosen = jnp.minimum(chosen, n_offsets * size - 1)
         offset = chosen // size
         bins = jnp.take_along_axis(target, offset, axis=1)
