@@ -78,7 +78,7 @@ def of_evaluation(wanted):
     table = build_table(structure, config.cutoff)
     frame = (potential.species_of(structure), structure, table)
     graph = pad([frame], Shape(*table.size(), 2), config.cutoff)
-    traced = evaluate_graph.trace(potential.network, potential.weights, graph)
+    traced = evaluate_graph.jitted.trace(potential.network, potential.weights, graph)
     compiled = traced.lower().compile()
     return {"flops": count(traced.jaxpr.jaxpr), "bytes": peak_bytes(compiled)}
 

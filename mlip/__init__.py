@@ -4,7 +4,8 @@ The package reads downwards; a module imports only from those above it.
 
     units.py               numbers and conversions
     files.py               files that are written whole or not at all
-    runtime.py             what a process decides once: program cache, host devices, signals
+    runtime.py             what a process decides once: host devices, signals
+    programs.py            compiled programs: options of XLA, where they are kept, who may run them
     config.py              TOML or flags → frozen dataclasses
     data/                  host side, NumPy in float64
         structure.py       Structure: one configuration with optional labels; ASE in and out
@@ -116,6 +117,7 @@ _HOMES = {
     "load": "mlip.training.checkpoint",
     "fold": "mlip.deploy.fold",
     "Calculator": "mlip.simulation.calculator",
+    "compiler_options": "mlip.programs",
 }
 _RENAMED = {"save": "save_model", "load": "load_model"}
 

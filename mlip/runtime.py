@@ -1,48 +1,11 @@
-"""What a process decides once: its cache of compiled programs, host devices, signals to stop."""
+"""What a process decides once: host devices, signals to stop."""
 
 import contextlib
-import hashlib
 import os
-import platform
 import signal
 import threading
-from pathlib import Path
 
 import jax
-
-# Lines of /proc/cpuinfo, on x86 and on ARM.
-TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-
-
-def keep_compiled_programs():
-    """Keep compiled programs in the user's cache folder, so that the next process starts quicker.
-
-    The environment variable MLIP_CACHE names another folder, or is `off`. Where the user has set
-    jax's own cache, that is used. Programs of other processors or versions of jax lie apart. It
-    holds for all that the process compiles from then on.
-    """
-    wanted = os.environ.get("MLIP_CACHE", "")
-    if wanted == "off" or jax.config.jax_compilation_cache_dir is not None:
-        return
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # nobody's process, in a container
-        return
-    machine = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-    folder = Path(wanted or Path(base) / "mlip").expanduser() / f"jax-{jax.__version__}-{machine}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs too: there are dozens, and together they take seconds to compile.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _processor():
-    """What tells apart processors for which programs are compiled."""
-    unknown = f"{platform.machine()} {platform.processor()}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return unknown
-    return "".join(sorted({line for line in lines if line.startswith(TELLING)})) or unknown
 
 
 def use_all_cores():

@@ -16,6 +16,7 @@ from mlip.model.blocks import gather_senders
 from mlip.model.layer import mix_channels
 from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
 from mlip.model.so3 import spherical_harmonics
+from mlip.programs import Program
 
 EDGES = (16_640, 32_800, 40_000, 40_960)
 WIDTH = 20  # neighbours an atom
@@ -139,7 +140,7 @@ def _compare(n_edges, name, function, arguments, reference):
     # As in the network: TF32 would be a lower precision, not a wrong sum.
     with jax.enable_x64(False), jax.default_matmul_precision("highest"):
         single = [np.asarray(argument, np.float32) for argument in arguments]
-        computed = np.asarray(jax.jit(function)(*single), float)
+        computed = np.asarray(Program(function)(*single), float)
     deviation = np.abs(computed - reference) / np.abs(reference).max()
     rows = deviation.reshape(len(deviation), -1).max(axis=1)
     return Check(name, n_edges, float(rows.max()), int((~(rows <= TOLERANCE)).sum()))

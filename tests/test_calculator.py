@@ -85,16 +85,16 @@ def test_it_compiles_only_when_a_padded_size_grows(small_potential):
     atoms = to_ase(make_structure("crystal"))
     atoms.calc = calculator
     atoms.get_forces()
-    before = evaluate_graph._cache_size()
+    before = evaluate_graph.jitted._cache_size()
     for kind in ("primitive", "molecule", "atom", "crystal"):
         other = to_ase(make_structure(kind, seed=3))
         other.calc = calculator
         other.get_forces()
-    assert evaluate_graph._cache_size() == before
+    assert evaluate_graph.jitted._cache_size() == before
     larger = atoms.repeat((2, 1, 1))
     larger.calc = calculator
     larger.get_forces()
-    assert evaluate_graph._cache_size() == before + 1
+    assert evaluate_graph.jitted._cache_size() == before + 1
 
 
 def test_float32_and_float64_agree(small_potential):

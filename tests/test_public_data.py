@@ -42,7 +42,7 @@ def test_stress_of_vasp_is_found_by_its_key_and_has_ases_sign(shared_data):
 
 
 def test_crystals_of_2_to_64_atoms_train_with_a_handful_of_programs(shared_data, tmp_path):
-    before = train_step._cache_size(), error_sums._cache_size()
+    before = train_step.jitted._cache_size(), error_sums.jitted._cache_size()
     config = TrainConfig(
         train=str(shared_data / "mlearn" / "Mo" / "train.xyz"),
         out=str(tmp_path / "run"),
@@ -51,7 +51,7 @@ def test_crystals_of_2_to_64_atoms_train_with_a_handful_of_programs(shared_data,
         network=NetworkConfig(channels=2, l_max=1, correlation=2, radial_widths=(4,), cutoff=4.0),
     )
     train(config)
-    after = train_step._cache_size(), error_sums._cache_size()
+    after = train_step.jitted._cache_size(), error_sums.jitted._cache_size()
     assert after[0] - before[0] <= 4
     assert after[1] - before[1] <= 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]

@@ -6,7 +6,7 @@ import sys
 
 CACHE = """
 import jax, sys
-from mlip.runtime import keep_compiled_programs
+from mlip.programs import keep_compiled_programs
 keep_compiled_programs()
 print(jax.config.jax_compilation_cache_dir)
 """

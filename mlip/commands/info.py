@@ -2,7 +2,7 @@
 
 import json
 
-from mlip.runtime import keep_compiled_programs
+from mlip.programs import keep_compiled_programs
 from mlip.screen import card, memory_lines, print_to_screen
 from mlip.training.checkpoint import load_model
 

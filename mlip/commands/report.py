@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from mlip.programs import keep_compiled_programs
 from mlip.report.fit import report_training
-from mlip.runtime import keep_compiled_programs, use_all_cores
+from mlip.runtime import use_all_cores
 
 
 def describe(parser):

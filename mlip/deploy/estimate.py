@@ -58,8 +58,8 @@ def memory(potential, n_atoms, density):
     with potential.precision():
         folded = fold(potential, potential.species[:KINDS])
         graph, labels = _shapes(n_atoms, width, potential.dtype)
-        inference = evaluate_graph.lower(folded.network, folded.weights, graph).compile()
-        training = _lower_training(potential, graph, labels).compile()
+        inference = evaluate_graph.compile(folded.network, folded.weights, graph)
+        training = _compile_training(potential, graph, labels)
     return {
         "atoms": n_atoms,
         "neighbors": width,
@@ -95,7 +95,7 @@ def _shapes(n_atoms, width, dtype):
     return graph, labels
 
 
-def _lower_training(potential, graph, labels):
+def _compile_training(potential, graph, labels):
     parameters = potential.weights.parameters
     config = OptimizerConfig()
     moments = jax.eval_shape(optimizer.build(config).init, parameters)
@@ -103,4 +103,4 @@ def _lower_training(potential, graph, labels):
     rates = (0.01, 0.005, (1.0, 1.0, 1.0))
     weights = replace(potential.weights, parameters=parameters)
     settings = potential.network, LossConfig(), config, None, 1  # one device, at one turn
-    return train_step.lower(*settings, state, weights, graph, labels, rates)
+    return train_step.compile(*settings, state, weights, graph, labels, rates)

@@ -30,7 +30,7 @@ from mlip.data.structure import Structure, mass, number_of, symbol
 from mlip.deploy.fold import FoldedPotential, fold
 from mlip.deploy.halo import cut_out, find_halo
 from mlip.model.potential import Potential, energies_and_pull, forces_and_stress
-from mlip.runtime import keep_compiled_programs
+from mlip.programs import keep_compiled_programs, program
 from mlip.training.checkpoint import load_model
 
 FIX = "mlip"  # name of the fix in LAMMPS
@@ -156,7 +156,7 @@ def _refuse_earlier_fixes(engine, comm):
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def evaluate_part(network, weights, graph, own):
     """Energies of a rank's own atoms, and the derivative of their sum.
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlip.data.graph import Graph
 from mlip.model.potential import energies_and_pull, forces_and_stress
+from mlip.programs import program
 
 AXIS = "atoms"
 ATOMS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
@@ -49,7 +50,7 @@ def spread_out(devices, arrays, specs=EVERYWHERE):
     return jax.device_put(arrays, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def evaluate_spread(network, devices, weights, graph):
     """What `evaluate_graph` gives, from several devices that share the rows of atoms."""
     graph = replace(graph, sender_species=graph.species_of_senders())

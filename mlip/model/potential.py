@@ -13,6 +13,7 @@ from mlip.model.blocks import block_size, collect_slots
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import zbl_energy
+from mlip.programs import program, refuse_forked
 
 DTYPES = ("float32", "float64")
 MOST_SLOTS = 200_000  # neighbour slots in one batch of predictions
@@ -102,7 +103,7 @@ def per_structure(graph, values):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def evaluate_graph(network, weights, graph):
     """Energies of the atoms, forces and stress of a padded batch."""
     energies, pull = energies_and_pull(network, weights, graph)
@@ -179,6 +180,7 @@ class Potential:
 
     def precision(self):
         """Context in which jax computes in this potential's precision."""
+        refuse_forked()
         return jax.enable_x64(self.dtype == "float64")
 
     def with_dtype(self, dtype):
@@ -262,7 +264,7 @@ class Potential:
             smaller = network.block or min(LARGE_BLOCK, n_atoms // 8 + 1)
             for block in dict.fromkeys((network.block, smaller)):
                 settings = replace(network, block=block), *others
-                compiled = function.lower(*settings, *arguments).compile()
+                compiled = function.compile(*settings, *arguments)
                 needed, free = needed_bytes(compiled, *others), free_bytes()
                 if free is None or needed <= free:
                     break

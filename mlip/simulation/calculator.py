@@ -14,7 +14,7 @@ from mlip.deploy.fold import fold
 from mlip.deploy.spread import whole_shares
 from mlip.deploy.tables import NoTables
 from mlip.model.potential import Potential, round_up
-from mlip.runtime import keep_compiled_programs
+from mlip.programs import keep_compiled_programs
 from mlip.simulation.neighbors import narrow, with_spare
 from mlip.training.checkpoint import load_model
 
@@ -25,7 +25,7 @@ class Calculator(AseCalculator):
     `energy` and `free_energy` (eV), `energies` (eV), `forces` (eV/Å) and `stress` (eV/Å³, Voigt's
     order and ASE's sign; only for cells with a volume). The compiled program is kept as long as the
     atoms fit its padded size, and for later processes in a cache, by jax for the whole process (see
-    `mlip.runtime.keep_compiled_programs`); the neighbour table as long as elements and periodicity
+    `mlip.programs.keep_compiled_programs`); the neighbour table as long as elements and periodicity
     are the same and no pair can have come within the cutoff from beyond the skin.
 
     Args:

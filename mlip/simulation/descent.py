@@ -19,7 +19,6 @@ in the cell.
 All arrays are float64 and have a leading axis over systems; units eV and Å.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -27,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.model.potential import Weights
+from mlip.programs import program
 from mlip.simulation.engine import (
     NOT_FINITE,
     TOO_CLOSE,
@@ -216,7 +216,7 @@ def aloft(room, state):
     return Flight(state, empty_table(room, shape, state.point.x.dtype), jnp.asarray(True), needed)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def advance(descent, problem, flight, steps, fewest):
     """The `Flight` some steps on, or as soon as not more than `fewest` systems go on.
 
@@ -248,7 +248,7 @@ def one_step(descent, problem, flight):
     table = jax.lax.cond(
         flight.table.hold(positions, cell, descent.cutoff, descent.skin),
         lambda: flight.table,
-        lambda: find(descent, problem.systems, positions, cell),
+        lambda: find.inside(descent, problem.systems, positions, cell),
     )
     new, needed = measure(descent, problem, x, positions, cell, strain, table)
     rounding = ROUNDING[descent.dtype] * (jnp.abs(new.energy) + problem.bodies.n_atoms)

@@ -16,7 +16,8 @@ from ase import units
 from mlip.data.structure import Structure
 from mlip.deploy.fold import fold
 from mlip.model.memory import free_bytes, needed_bytes, require_room
-from mlip.runtime import Stop, keep_compiled_programs, stop_signals
+from mlip.programs import keep_compiled_programs
+from mlip.runtime import Stop, stop_signals
 from mlip.simulation import engine as engines
 from mlip.simulation import setup
 from mlip.simulation.engine import Engine
@@ -286,7 +287,7 @@ class Simulation:
         """
         if self.program is None:
             args = self.engine, self.setting, self.flight, 0
-            self.program = engines.advance.lower(*args).compile()
+            self.program = engines.advance.compile(*args)
             needed = needed_bytes(self.program, self.engine.devices)
             require_room(needed, free_bytes(), self.setting.systems.real.size, "a simulation")
         return self.program

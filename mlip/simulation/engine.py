@@ -3,7 +3,6 @@
 Positions, momenta and sums are float64; only the network computes in the potential's precision.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from mlip.deploy.spread import evaluate_spread
 from mlip.model.potential import Weights, energies_and_pull, forces_and_stress, per_structure
+from mlip.programs import program
 from mlip.simulation import integrators
 from mlip.simulation.integrators import Bodies, Method, State, Surroundings
 from mlip.simulation.neighbors import Grid, Neighbors, Room, narrow, search
@@ -120,7 +120,7 @@ def evaluate(engine, weights, systems, positions, cell, table):
     displacement = table.displacement(positions, cell, 2 * engine.cutoff)
     volume = systems.volume(cell)
     exact = table.graph(systems.species, displacement, volume)
-    exact, within = narrow(exact, engine.cutoff, engine.room.within)
+    exact, within = narrow.inside(exact, engine.cutoff, engine.room.within)
     cast = jnp.dtype(engine.dtype)
     graph = replace(exact, displacement=exact.displacement.astype(cast), volume=volume.astype(cast))
     if engine.devices is None:
@@ -130,7 +130,7 @@ def evaluate(engine, weights, systems, positions, cell, table):
     else:
         energies, forces, stress = (
             array.astype(displacement.dtype)
-            for array in evaluate_spread(engine.network, engine.devices, weights, graph)
+            for array in evaluate_spread.inside(engine.network, engine.devices, weights, graph)
         )
         # Sums of float32: what they leave of the total force would set the whole in motion.
         whose = systems.real.reshape(-1, 1)
@@ -145,9 +145,10 @@ def evaluate(engine, weights, systems, positions, cell, table):
     return energy, forces.reshape(*shape, 3), stress, closest, needed
 
 
+@program(static_argnums=0)
 def find(engine, systems, positions, cell):
     """`Neighbors` within the cutoff and the skin."""
-    return search(
+    return search.inside(
         engine.cutoff + engine.skin, engine.room, systems.grid, positions, cell, systems.real
     )
 
@@ -197,7 +198,7 @@ def empty_table(room, shape, dtype):
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@program(static_argnums=0)
 def advance(engine, setting, flight, until):
     """Steps until `until`, or until no system goes on, or the table lacks room.
 
@@ -244,7 +245,7 @@ def one_step(engine, setting, flight):
     table = jax.lax.cond(
         flight.table.hold(moved.positions, moved.cell, engine.cutoff, engine.skin),
         lambda: flight.table,
-        lambda: find(engine, moving, moved.positions, moved.cell),
+        lambda: find.inside(engine, moving, moved.positions, moved.cell),
     )
     energy, forces, stress, closest, needed = evaluate(
         engine, setting.weights, systems, moved.positions, moved.cell, table

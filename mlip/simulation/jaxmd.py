@@ -40,7 +40,7 @@ class NeighborList:
             # jax-md takes the next step with these neighbours before it asks for new ones.
             self.space.hold(self.table, here, cell, self.space.skin / 2),
             lambda: self.table,
-            lambda: self.space.search(self.grid, self.room, here, cell),
+            lambda: self.space.search(search.inside, self.grid, self.room, here, cell),
         )
         return NeighborList(table, self.grid, self.room, self.space)
 
@@ -77,9 +77,9 @@ class Space:
     def hold(self, table, positions, cell, skin):
         return table.complete & table.hold(positions, cell, self.cutoff, skin)
 
-    def search(self, grid, room, positions, cell):
+    def search(self, find, grid, room, positions, cell):
         real = jnp.ones(positions.shape[:2], bool)
-        return search(self.cutoff + self.skin, room, grid, positions, cell, real)
+        return find(self.cutoff + self.skin, room, grid, positions, cell, real)
 
 
 @jax.custom_jvp
@@ -123,7 +123,8 @@ class NeighborListFns:
         dtype = here.dtype
         grid = Grid(grid.counts, grid.low.astype(dtype), grid.length.astype(dtype), grid.periodic)
         grid = jax.device_put(grid)
-        return NeighborList(self.space.search(grid, room, here, cell), grid, room, self.space)
+        table = self.space.search(search, grid, room, here, cell)
+        return NeighborList(table, grid, room, self.space)
 
     def update(self, positions, neighbors, box=None, **_):
         """The same list at new positions; see `NeighborList.update`."""

@@ -22,6 +22,7 @@ from mlip.data.graph import Graph, build_table
 from mlip.data.neighbors import complete_cell, heights
 from mlip.model.blocks import first_reaching, map_blocks
 from mlip.model.potential import round_up
+from mlip.programs import program
 
 MOST_CANDIDATES = 20_000  # an atom looks at; more means that a cell or its atoms have collapsed
 SEARCHED_AT_ONCE = 2048  # atoms, so that a search of many takes little memory
@@ -135,7 +136,7 @@ def _combine(numbers, vectors):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@program(static_argnums=(1, 2))
 def narrow(graph, cutoff, width):
     """The same graph with only the edges that are shorter than the cutoff, in narrower rows.
 
@@ -294,7 +295,7 @@ def make_room(structures, cutoff, skin, room, needed):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@program(static_argnums=(0, 1))
 def search(cutoff, room, grid, positions, cell, real):
     """All neighbours of every atom.
 

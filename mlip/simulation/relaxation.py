@@ -17,7 +17,8 @@ from mlip.data.structure import Structure
 from mlip.deploy.fold import fold
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.potential import MANY_SLOTS
-from mlip.runtime import Stop, keep_compiled_programs, stop_signals
+from mlip.programs import keep_compiled_programs
+from mlip.runtime import Stop, stop_signals
 from mlip.simulation import descent, setup
 from mlip.simulation import engine as engines
 from mlip.simulation.descent import Bodies, Descent, Problem, Terms, free_strains
@@ -245,7 +246,7 @@ class Crew:
         key = self.descent, n_atoms, len(self.seated)
         if key != self.compiled_for:
             args = self.descent, self.problem, self.flight, 1, 0
-            self.compiled, self.compiled_for = descent.advance.lower(*args).compile(), key
+            self.compiled, self.compiled_for = descent.advance.compile(*args), key
             needed = needed_bytes(self.compiled, self.descent.devices)
             require_room(needed, free_bytes(), n_atoms, "a relaxation")
         return self.compiled

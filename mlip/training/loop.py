@@ -17,7 +17,8 @@ from mlip import config as settings
 from mlip.files import atomic_write
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.potential import MANY_SLOTS
-from mlip.runtime import Stop, keep_compiled_programs, stop_signals
+from mlip.programs import keep_compiled_programs
+from mlip.runtime import Stop, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
 from mlip.training.checkpoint import RunStates, load_model, save_model
@@ -253,7 +254,7 @@ class Run:
             return functools.partial(train_step, *settings)
         if graph.neighbors.shape not in self.programs:
             arguments = self.state, self.weights, graph, labels, rates
-            compiled = train_step.lower(*settings, *arguments).compile()
+            compiled = train_step.compile(*settings, *arguments)
             needed, n_atoms = needed_bytes(compiled, self.devices), len(graph.species)
             remedy = "a smaller --batch-size, float32, or fewer channels"
             require_room(needed, free_bytes(), n_atoms, "a training step", remedy)

@@ -1,6 +1,5 @@
 """One step on one batch, and the errors of one: pure functions, compiled once for each shape."""
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from mlip.model.potential import energies_and_pull, forces_and_stress
+from mlip.programs import program
 from mlip.training import optimizer
 from mlip.training.loss import batch_loss, from_all, in_turns, loss_and_gradient
 
@@ -45,7 +45,7 @@ def shared(function, devices, out_specs):
     return over_devices
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
+@program(static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
 def train_step(
     network, loss_config, optimizer_config, devices, turns, state, weights, graph, labels, rates
 ):
@@ -83,7 +83,7 @@ def train_step(
     return TrainState(parameters, moments, average, state.best), report
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@program(static_argnums=(0, 1, 2, 3))
 def error_sums(network, loss_config, devices, turns, weights, graph, labels):
     """Sums of squared errors of a batch, and their counts; arguments as of `train_step`."""
 
