@@ -50,6 +50,7 @@ class Code:
     environment: str | None = None  # folder of its environment; None for this package
     extra: dict = field(default_factory=dict)  # what its task holds beside the common settings
     sized: bool = True  # has our hyperparameters; otherwise one size of its own
+    python: str | None = None  # interpreter of this package, where not the one that runs this
 
 
 OURS = "ours"
@@ -149,7 +150,7 @@ class Worker:
 
 def interpreter(code, peers):
     if code.environment is None:
-        return sys.executable
+        return code.python or sys.executable
     python = Path(peers) / code.environment / "bin" / "python"
     if not python.exists():
         raise Missing(f"no environment {python.parents[1]}; benchmarks/peers/install.sh makes it")

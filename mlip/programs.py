@@ -13,10 +13,10 @@ import jax
 
 # Options of XLA for every program of ours, each with the reason.
 OPTIONS = {
-    # From jax 0.10.2 on XLA for CPUs fuses products and sums into kernels of YNNPACK by default.
-    # They make our evaluations 1.6 to 5 times slower, and in 0.10.2 give wrong sums (jax-ml/jax
-    # issue 39103). Empty turns all of them off.
-    "xla_cpu_experimental_ynn_fusion_type": "",
+    # XLA for CPUs hands parts of programs to YNNPACK. Up to jax 0.10.1 these were single products,
+    # which is fast; since then they are sums and fused chains too, with which evaluations take 1.6
+    # to 5 times as long, and which give wrong sums in 0.10.2 (jax-ml/jax issue 39103).
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
 }
 # Lines of /proc/cpuinfo that tell processors apart, on x86 and on ARM.
 TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")

@@ -36,7 +36,7 @@ def frame(engine, comm):
 def answer(case):
     engine = start(["-screen", "none", "-log", "none"])
     comm = engine.get_mpi_comm()
-    frames, before = [], evaluate_part._cache_size()
+    frames, before = [], evaluate_part.jitted._cache_size()
     try:
         engine.commands_string(case["system"])
         drive(engine, case["model"], case["elements"], **case.get("options", {}))
@@ -47,7 +47,7 @@ def answer(case):
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
         engine.close()
-    programs = comm.allgather(evaluate_part._cache_size() - before)
+    programs = comm.allgather(evaluate_part.jitted._cache_size() - before)
     return {"frames": frames, "programs": max(programs)}
 
 

@@ -274,6 +274,7 @@ def assert_as_ase(frame, atoms, calculator, tolerance=1e-8):
         frame["energies"], atoms.get_potential_energies(), rtol=0, atol=10 * tolerance
     )
     np.testing.assert_allclose(frame["forces"], atoms.get_forces(), rtol=0, atol=100 * tolerance)
+    assert np.abs(np.sum(frame["forces"], axis=0)).max() < 1e-9
     if atoms.pbc.all():
         stress = -virial_pressure(frame["thermo"]) / PRESSURE
         np.testing.assert_allclose(

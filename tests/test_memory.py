@@ -44,7 +44,7 @@ def test_memory_grows_by_what_every_atom_holds(potential):
         assert 3 < large[key] / small[key] < 4.1
     table = 80_000 * large["neighbors"] * (3 + 2) * 4  # displacements, senders and reverse slots
     assert table < large["inference_bytes"] < 10 * table
-    assert large["inference_bytes"] < large["training_bytes"]
+    assert table < large["training_bytes"] < 10 * table
 
 
 @pytest.mark.parametrize(("n_atoms", "density"), [(0, 0.1), (-5, 0.1), (100, 0.0), (100, np.nan)])

@@ -40,7 +40,7 @@ def test_predictions_use_all_digits(float32, form):
     settings = {"devices": (jax.devices()[0],)} if form == "spread" else {}
     used = float32 if form == "unfolded" else mlip.fold(float32, **settings)
     function, settings, arguments = used.evaluator(batch(float32))
-    assert_full_precision(function.lower(*settings, *arguments))
+    assert_full_precision(function.jitted.lower(*settings, *arguments))
 
 
 @pytest.mark.parametrize("kept", [16, 0], ids=["kept", "made again"])

@@ -168,7 +168,7 @@ def test_strains_are_orthonormal_and_obey_their_names():
 def enthalpy(loop, problem, x):
     """The point at coordinates, and whether all neighbours were found."""
     there = descent.place(loop, problem, x)
-    table = descent.find(loop, problem.systems, *there[:2])
+    table = descent.find.inside(loop, problem.systems, *there[:2])
     return descent.measure(loop, problem, x, *there, table)[0], table.complete
 
 

@@ -38,6 +38,7 @@ for config in (CONFIGS["vectors"], CONFIGS["densities"], deep):
         atoms.calc = calculator
         results.append((atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()))
     assert len(shared.used.sharing(len(atoms))) == 4
+    assert np.abs(results[1][1].sum(axis=0)).max() < 1e-9
     for one, other in zip(*results):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-11)
 

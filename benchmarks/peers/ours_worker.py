@@ -7,6 +7,7 @@ import numpy as np
 from protocol import Model, Step, dynamics_by_ase, serve, set_velocities, through_ase
 
 import mlip
+from mlip import programs
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
 from mlip.deploy.fold import fold
@@ -15,6 +16,8 @@ PACKAGES = ("mlip-jax", "jax", "jaxlib", "numpy")
 
 
 def build(task):
+    if task.get("as_jax_compiles"):
+        programs.OPTIONS.clear()
     potential = potential_of(task)
     prepare = {
         "inference": lambda: inference(potential),
@@ -22,6 +25,7 @@ def build(task):
         "calculator": lambda: through_ase(lambda _: mlip.Calculator(potential)),
         "dynamics": lambda: dynamics_by_ase(lambda _: mlip.Calculator(potential), task["steps"]),
         "compiled dynamics": lambda: compiled_dynamics(potential, task["steps"]),
+        "relaxation": lambda: relaxation(potential, task["steps"]),
     }[task["what"]]()
     if "save" in task:
         mlip.save(potential, task["save"])
@@ -146,6 +150,34 @@ def compiled_dynamics(potential, n_steps):
         return Step(call, {"steps": n_steps}, restart)
 
     return prepare
+
+
+def relaxation(potential, n_steps):
+    """So many steps of positions and cell, from one start, planning and tables included."""
+
+    def prepare(frames):
+        from mlip.simulation.relaxation import RelaxationConfig, relax
+
+        structures = [from_ase(atoms) for atoms in frames]
+        config = RelaxationConfig(cell="full", max_force=1e-12, steps=n_steps)
+
+        def call():
+            found = relax(potential, structures, config, show=Silent(), folded=False)
+            return [result.energy for result in found]
+
+        return Step(call, {"steps": n_steps})
+
+    return prepare
+
+
+class Silent:
+    """Takes what a relaxation tells."""
+
+    def line(self, text):
+        pass
+
+    def update(self, done, of, going):
+        pass
 
 
 if __name__ == "__main__":

@@ -213,13 +213,14 @@ class Driver:
             # LAMMPS would go on without a word, and the other ranks would wait.
             except BaseException as error:
                 failure = error
-            self.failure, energy, virial = self._sum_ranks(found, failure)
+            self.failure, energy, virial, drift = self._sum_ranks(found, failure)
         if self.failure is not None:
             forces[:] = np.nan
             self.engine.fix_external_set_energy_global(FIX, np.nan)
             self.engine.force_timeout()
             return
-        forces[:] = self.halo.return_to_owners(self.comm, found.forces)
+        # An energy of displacements alone leaves no net force: what is left is rounding.
+        forces[:] = self.halo.return_to_owners(self.comm, found.forces) - drift
         self.engine.fix_external_set_energy_global(FIX, energy)
         self.engine.fix_external_set_virial_global(FIX, virial)
         self.engine.numpy.fix_external_set_energy_peratom(FIX, found.energies)
@@ -301,11 +302,15 @@ class Driver:
         return energies + self.baseline, forces, virial
 
     def _sum_ranks(self, found, failure):
-        """The failure of any rank, total energy and virial; all ranks call this together."""
-        mine, ranks = np.zeros(9), np.empty((self.comm.size, 9))
+        """The failure of any rank, total energy and virial, and the mean force on an atom.
+
+        All ranks call this together.
+        """
+        mine, ranks = np.zeros(13), np.empty((self.comm.size, 13))
         mine[0] = failure is not None
         if found is not None:
-            mine[1:] = found.moved, found.energies.sum(), *found.virial
+            sums = found.energies.sum(), *found.virial, *found.forces.sum(axis=0)
+            mine[1:] = found.moved, *sums, len(found.energies)
         self.comm.Allgather(mine, ranks)
         if ranks[:, 0].any():
             text = None if failure is None else f"{type(failure).__name__}: {failure}"
@@ -313,7 +318,9 @@ class Driver:
             failure = failure or RuntimeError(next(text for text in texts if text is not None))
         else:
             failure = self._lacking(ranks[:, 1].max())
-        return failure, ranks[:, 2].sum(), ranks[:, 3:].sum(axis=0)
+        energy, *totals = ranks[:, 2:].sum(axis=0)
+        virial, force, n_atoms = np.split(np.array(totals), [6, 9])
+        return failure, energy, virial, force / max(n_atoms[0], 1)
 
     def _lacking(self, moved):
         """The failure, if a rank may lack an atom on which its own depend."""
