@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import bulk
 from conftest import CONFIGS, SHAPE, SPECIES, make_structure
 
 import mlip
-from mlip.data.graph import build_table, pad, pad_labels
+from mlip.data.graph import Shape, build_table, pad, pad_labels
+from mlip.data.structure import Structure
 from mlip.simulation.jaxmd import energy_fn, neighbor_fn
 from mlip.training.loss import LossConfig, loss_and_gradient
 
@@ -41,6 +43,45 @@ def test_predictions_use_all_digits(float32, form):
     used = float32 if form == "unfolded" else mlip.fold(float32, **settings)
     function, settings, arguments = used.evaluator(batch(float32))
     assert_full_precision(function.jitted.lower(*settings, *arguments))
+
+
+@pytest.mark.parametrize("form", ["unfolded", "folded"])
+def test_last_steps_in_float64_lower_the_noise_of_energies(silicon_potential, form):
+    """Along a short path the error of float32 is smooth but for its noise."""
+    made = silicon_potential.with_dtype("float32")
+    made, exact = (p if form == "unfolded" else mlip.fold(p) for p in (made, silicon_potential))
+
+    def energies(potential, double_sums, graphs):
+        function, settings, _ = potential.evaluator(graphs[0])
+        with jax.enable_x64(double_sums):
+            found = [function(*settings, potential.weights, graph)[0] for graph in graphs]
+            return np.array(found, float)[:, :-1]
+
+    reference = energies(exact, True, path(exact))
+    errors = [energies(made, double, path(made)) - reference for double in (True, False)]
+    times = np.linspace(-1, 1, len(reference))
+    smooth = np.polynomial.polynomial.polyfit(times, np.hstack(errors), 3)
+    noise = np.hstack(errors) - np.polynomial.polynomial.polyval(times, smooth).T
+    ours, before = (half.std() for half in np.split(noise, 2, axis=1))
+    assert ours < 0.9 * before
+
+
+def path(potential, n_steps=40):
+    """Batches of a silicon crystal whose atoms move on by 1e-4 Å at every step."""
+    rng = np.random.default_rng(0)
+    atoms = bulk("Si", cubic=True)
+    start = atoms.positions + rng.normal(scale=0.05, size=atoms.positions.shape)
+    moves = rng.normal(scale=1e-4, size=start.shape)
+    structures = [
+        Structure(atoms.numbers, start + step * moves, atoms.cell.array, atoms.pbc)
+        for step in range(n_steps)
+    ]
+    tables = [build_table(s, potential.config.cutoff) for s in structures]
+    shape = Shape(len(atoms) + 1, max(table.size()[1] for table in tables), 2)
+    return [
+        pad([(potential.species_of(s), s, table)], shape, potential.config.cutoff, potential.dtype)
+        for s, table in zip(structures, tables)
+    ]
 
 
 @pytest.mark.parametrize("kept", [16, 0], ids=["kept", "made again"])

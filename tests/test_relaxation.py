@@ -303,6 +303,26 @@ def test_the_networks_own_precision_suffices(silicon_potential):
     assert abs(found.energy - exact.energy) < 1e-3
 
 
+@pytest.mark.parametrize("limit", [{"max_force": 2e-5}, {"cell": "full", "max_stress": 2e-4}])
+def test_limits_beyond_float32_are_reached_in_float64_and_it_says_so(silicon_potential, limit):
+    single, start = silicon_potential.with_dtype("float32"), from_ase(silicon())
+    name, value = limit.copy().popitem()
+    words = f"computing in float64, since float32 does not resolve {name} = {value:g}"
+    with pytest.warns(UserWarning, match=re.escape(words)):
+        found = relax(single, start, RelaxationConfig(**limit))
+    exact = relax(silicon_potential, start, RelaxationConfig(**limit))
+    assert found.converged
+    np.testing.assert_array_equal(found.structure.positions, exact.structure.positions)
+
+
+def test_float32_that_was_asked_for_stays_and_names_the_remedy(silicon_potential):
+    config = RelaxationConfig(max_force=1e-9, dtype="float32", steps=60)
+    with pytest.warns(UserWarning, match="not converged"):
+        found = relax(silicon_potential, from_ase(silicon()), config)
+    assert not found.converged
+    assert "float32 does not resolve max_force = 1e-09 eV/Å, choose --dtype float64" in found.reason
+
+
 # Batches -----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mlip.data.graph import Graph, Labels
 from mlip.deploy.fold import FoldedPotential, fold
 from mlip.model.memory import peak_bytes
-from mlip.model.potential import evaluate_graph, round_up
+from mlip.model.potential import double_sums, evaluate_graph, round_up
 from mlip.training import optimizer
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import OptimizerConfig
@@ -58,7 +58,8 @@ def memory(potential, n_atoms, density):
     with potential.precision():
         folded = fold(potential, potential.species[:KINDS])
         graph, labels = _shapes(n_atoms, width, potential.dtype)
-        inference = evaluate_graph.compile(folded.network, folded.weights, graph)
+        with double_sums():
+            inference = evaluate_graph.compile(folded.network, folded.weights, graph)
         training = _compile_training(potential, graph, labels)
     return {
         "atoms": n_atoms,

@@ -24,7 +24,7 @@ from mlip.model.blocks import (
 )
 from mlip.model.layer import paths, rows_of_species, through_species
 from mlip.model.network import NetworkConfig
-from mlip.model.radial import SILU_GAIN
+from mlip.model.radial import SILU_GAIN, in_float64
 from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, unstack
 
 
@@ -141,6 +141,7 @@ class FoldedNetwork:
 
         def backward(kept, weight):
             weights, (displacement, slots, own) = kept
+            weight = weight.astype(displacement.dtype)
             sums = collect_slots(slots, graph.reverse, weight, self.block, self.axis)
             senders = to_own_devices(sums, self.axis)
             weight = weight[:, None, None]
@@ -181,7 +182,7 @@ class FoldedNetwork:
         hidden = features[0][0]
         if config.has_hidden_readout(layer):
             hidden = SILU_GAIN * jax.nn.silu(hidden)
-        energy = (hidden @ weights[f"readout_{layer}"])[:, 0]
+        energy = (in_float64(hidden) @ in_float64(weights[f"readout_{layer}"]))[:, 0]
         if last:
             return energy, None, None
         senders = [rows_times(f, weights[f"up_{layer + 1}_{l}"]) for l, f in enumerate(features)]

@@ -29,7 +29,12 @@ from mlip.data.neighbors import heights
 from mlip.data.structure import Structure, mass, number_of, symbol
 from mlip.deploy.fold import FoldedPotential, fold
 from mlip.deploy.halo import cut_out, find_halo
-from mlip.model.potential import Potential, energies_and_pull, forces_and_stress
+from mlip.model.potential import (
+    Potential,
+    double_sums,
+    energies_and_pull,
+    forces_and_stress,
+)
 from mlip.programs import keep_compiled_programs, program
 from mlip.training.checkpoint import load_model
 
@@ -265,7 +270,7 @@ class Driver:
         self.network = self.potential.network
         if isinstance(self.potential, FoldedPotential) and self.comm.size > 1:
             self.network = replace(self.network, rows=part.layer_rows())
-        with self.potential.precision():
+        with double_sums():
             self.constant = jax.device_put(
                 {
                     "species": part.spread(kinds),
@@ -284,7 +289,7 @@ class Driver:
             part.spread(structure.positions), structure.cell, potential.config.cutoff
         )
         volume = abs(np.linalg.det(structure.cell))
-        with potential.precision():
+        with double_sums():
             graph = Graph(
                 displacement=displacement.astype(potential.dtype),
                 volume=np.array([volume], potential.dtype),

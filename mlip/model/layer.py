@@ -11,7 +11,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mlip.model.radial import SILU_GAIN, radial_basis, smooth_cutoff, transform_distance
+from mlip.model.radial import (
+    SILU_GAIN,
+    in_float64,
+    radial_basis,
+    smooth_cutoff,
+    transform_distance,
+)
 from mlip.model.so3 import (
     coupling,
     spherical_harmonics,
@@ -244,4 +250,4 @@ def readout(weights, invariant):
     """Energies of the atoms, [n]. Source: eq. 13."""
     if ("readout", "hidden") in weights:
         invariant = SILU_GAIN * jax.nn.silu(mix_channels(invariant, weights["readout", "hidden"]))
-    return mix_channels(invariant, weights["readout",])[:, 0]
+    return mix_channels(in_float64(invariant), in_float64(weights["readout",]))[:, 0]

@@ -110,6 +110,12 @@ def evaluate_graph(network, weights, graph):
     return energies, *forces_and_stress(graph, pull)
 
 
+def double_sums():
+    """Context of predictions: networks in float32 take their last steps and sums in float64."""
+    refuse_forked()
+    return jax.enable_x64(True)
+
+
 @dataclass(frozen=True)
 class Potential:
     """A network with its parameters and all it needs to speak of real atoms.
@@ -234,7 +240,7 @@ class Potential:
         Raises:
           MemoryError: the batch needs more memory than is free.
         """
-        with self.precision():
+        with double_sums():
             function, settings, arguments = self.evaluator(graph)
             if graph.neighbors.size > MANY_SLOTS:
                 outputs = self.program(function, settings, arguments)(*arguments)

@@ -13,7 +13,7 @@ from mlip.data.structure import from_ase
 from mlip.deploy.fold import fold
 from mlip.deploy.spread import whole_shares
 from mlip.deploy.tables import NoTables
-from mlip.model.potential import Potential, round_up
+from mlip.model.potential import Potential, double_sums, round_up
 from mlip.programs import keep_compiled_programs
 from mlip.simulation.neighbors import narrow, with_spare
 from mlip.training.checkpoint import load_model
@@ -112,7 +112,7 @@ class Calculator(AseCalculator):
         within = ((graph.displacement**2).sum(axis=-1) < cutoff**2).sum(axis=1).max()
         if within > self.width:
             self.width = with_spare(within)
-        with self.potential.precision():
+        with double_sums():
             return narrow(graph, cutoff, self.width)[0]
 
     def _update_table(self, structure):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.structure import Structure
-from mlip.deploy.fold import fold
+from mlip.deploy.fold import FoldedPotential, fold
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.potential import MANY_SLOTS
 from mlip.programs import keep_compiled_programs
@@ -55,7 +55,8 @@ def relax(
     Args:
       potential: a `Potential`.
       structures: a `Structure` or `Start`, or a list of them; velocities are not used.
-      config: a `RelaxationConfig`; its defaults if None.
+      config: a `RelaxationConfig`; its defaults if None. Limits that float32 does not resolve are
+        reached in float64 unless it names a dtype, which is told as below.
       out: extended XYZ file for the final structures, in the order of the given ones, with energy,
         forces and stress.
       trajectory: extended XYZ file for every step; several structures have one each, with their
@@ -126,7 +127,7 @@ class Relaxation:
     def __init__(self, potential, starts, config, files, show, folded):
         self.starts, self.config, self.files, self.show = starts, config, files, show
         structures = [start.structure for start in starts]
-        potential = potential.with_dtype(config.dtype)
+        potential = potential.with_dtype(config.dtype or self.finer(potential))
         for text in setup.warnings_of(potential, structures):
             self.line(f"warning: {text}")
         if folded:
@@ -138,6 +139,15 @@ class Relaxation:
     def line(self, text):
         if self.show is not None:
             self.show.line(text)
+
+    def finer(self, potential):
+        """float64 where the limits ask for it and the potential can have it, which is told."""
+        limit, folded = self.config.too_fine(), isinstance(potential, FoldedPotential)
+        if not limit or folded or potential.dtype == "float64":
+            return None
+        text = f"computing in float64, since float32 does not resolve {limit}"
+        warnings.warn(text, stacklevel=4) if self.show is None else self.show.line(text)
+        return "float64"
 
     def done(self, index, result):
         """Keep a result, and bring it to the file now and then."""
@@ -337,7 +347,10 @@ class Crew:
         if code == descent.CONVERGED:
             return ""
         if code == descent.EXHAUSTED:
-            return f"not converged after {steps} steps: {short}; allow more steps"
+            remedy = "allow more steps"
+            if config.too_fine() and self.descent.dtype == "float32":
+                remedy = f"float32 does not resolve {config.too_fine()}, choose --dtype float64"
+            return f"not converged after {steps} steps: {short}; {remedy}"
         text = {
             engines.NOT_FINITE: "energy, forces or positions are no longer finite numbers",
             engines.TOO_CLOSE: f"two atoms are {closest:.3f} Å apart, closer than min_distance = "
