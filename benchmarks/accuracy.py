@@ -177,7 +177,7 @@ def machine():
 
 def told(arguments):
     """Arguments without the folders of one machine."""
-    places = [i for i, a in enumerate(arguments) if a in ("--peers", "--run")]
+    places = [i for i, a in enumerate(arguments) if a in ("--peers", "--run", "--pythons")]
     kept = [a for i, a in enumerate(arguments) if i not in places and i - 1 not in places]
     return [Path(a).name if before == "--out" else a for before, a in zip(["", *kept], kept)]
 

@@ -336,7 +336,7 @@ def peak(row):
 
 def shortfalls():
     """A line for each aim that is missed; one line if none is."""
-    missed = [*evaluations_missed(), *agreement_missed(), *curves_missed()]
+    missed = [*evaluations_missed(), *versions_missed(), *agreement_missed(), *curves_missed()]
     for r in results("training")["rows"]:
         if r["model"] in PEERS and r.get("ratio_to_ours", TRAINING_AIM) < TRAINING_AIM:
             facts = f"a training step, {r['size']}: {r['model']} takes {times(r['ratio_to_ours'])}"
@@ -421,6 +421,44 @@ def agreement():
         cells = f"{r['energies']:.1e} | {r['forces']:.1e}"
         lines.append(f"| {r['size']} | {STRUCTURES[r['structure']]} | {cells} |")
     return "\n".join([*lines, "", measured(row)])
+
+
+VERSION_AIM = 1.05  # of the time on the jax that all was built on
+
+
+def versions():
+    """Times on several versions of jax over that on the first, with our options and without."""
+    row = results("versions")
+    found = {(task_of(r), r["jax"], r["options"]): r for r in row["rows"]}
+    first, *others = dict.fromkeys(r["jax"] for r in row["rows"])
+    heads = [f"jax {v}{how}" for v in others for how in ("", ", as jax compiles", ", first call")]
+    lines = [f"| | jax {first} | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for task in dict.fromkeys(task for task, _, _ in found):
+        cells = [f"{rounded(found[task, first, 'ours']['ms'])} ms"]
+        for version in others:
+            ours, theirs = (found[task, version, how] for how in ("ours", "jax's own"))
+            cells += [times(ours["ratio"]), times(theirs["ratio"]), times(ours["first_ratio"])]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured(row)])
+
+
+def versions_missed():
+    """What takes longer on newer versions than it should."""
+    row = results("versions")
+    first = row["rows"][0]["jax"]
+    for r in row["rows"]:
+        if r["options"] == "ours" and r["ratio"] > VERSION_AIM:
+            facts = f"{task_of(r)}: {times(r['ratio'])} the time of jax {first}"
+            yield f"jax {r['jax']}, {facts} (aim {times(VERSION_AIM)})"
+
+
+def task_of(row):
+    frames = TEXTS | {"silicon64": "silicon, 64 atoms"}
+    names = {"calculator": "through ASE", "training": "training step, 10 frames"}
+    steps = "" if row["task"] in names else f" of {row['steps']} steps"
+    return (
+        f"{names.get(row['task'], row['task'])}{steps}, {row['size']}, {frames[row['structure']]}"
+    )
 
 
 def two_cores():
@@ -508,6 +546,7 @@ TABLES = {
     "training-speed": training_speed,
     "steps": steps,
     "agreement": agreement,
+    "versions": versions,
 }
 
 

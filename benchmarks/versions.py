@@ -68,6 +68,7 @@ def measure(what, structure, size, settings, pythons, options):
             facts
             | {
                 "options": name[1],
+                **worker.prepared["facts"],
                 "jax": worker.ready["versions"]["jax"],
                 "ms": 1000 * statistics.median(times),
                 "ms_quartiles": [1000 * q for q in statistics.quantiles(times, n=4)],

@@ -24,7 +24,7 @@ TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 # of the compiler for instructions that the processor lacks (jax-ml/jax issue 38445). An
 # instruction that is truly missing has another name, and is told.
 REMARK = re.compile(rb"cpu_aot_loader\.cc.*Target machine feature \+prefer-no-(gather|scatter) is")
-LAST_WITH_REMARKS = (0, 11)
+SILENT_SINCE = (0, 11)
 REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -58,7 +58,6 @@ def program(**settings):
     return functools.partial(Program, **settings)
 
 
-@functools.cache
 def compiler_options():
     """Options for XLA with which our programs are right and fast on this version of jax.
 
@@ -68,8 +67,16 @@ def compiler_options():
 
     Returns:
       dict for the argument `compiler_options` of `jax.jit`.
+
+    Raises:
+      RuntimeError: see `refuse_forked`.
     """
     refuse_forked()
+    return dict(_known_options())
+
+
+@functools.cache
+def _known_options():
     known, flags = {}, os.environ.get("XLA_FLAGS", "")
     for name, value in OPTIONS.items():
         if name in flags:
@@ -117,7 +124,11 @@ def keep_compiled_programs():
     The environment variable MLIP_CACHE names another folder, or is `off`. Where the user has set
     jax's own cache, that is used. Programs of other processors or versions of jax lie apart. It
     holds for all that the process compiles from then on.
+
+    Raises:
+      RuntimeError: see `refuse_forked`.
     """
+    refuse_forked()
     _drop_remarks()
     wanted = os.environ.get("MLIP_CACHE", "")
     if wanted == "off" or jax.config.jax_compilation_cache_dir is not None:
@@ -150,7 +161,7 @@ def _drop_remarks():
     Only while jax looks for a program in its cache and compiles what is not there, standard error
     passes through a `Sieve`.
     """
-    if jax.__version_info__ >= LAST_WITH_REMARKS:
+    if jax.__version_info__ >= SILENT_SINCE:
         return
     sieve = Sieve(2, REMARK)
     jax.monitoring.register_event_listener(
@@ -184,9 +195,8 @@ class Sieve:
             except OSError:
                 self.n_open = 0
                 return
-            read, write = os.pipe()
-            os.dup2(write, self.descriptor)
-            os.close(write)
+            read, self.front = os.pipe()
+            os.dup2(self.front, self.descriptor)
             self.ended = threading.Event()
             arguments = read, os.dup(self.behind), self.ended
             threading.Thread(target=self._hand_on, args=arguments, daemon=True).start()
@@ -197,26 +207,24 @@ class Sieve:
                 return
             self.n_open -= 1
             if self.n_open == 0:
-                os.write(self.descriptor, self.END)
                 os.dup2(self.behind, self.descriptor)
+                os.write(self.front, self.END)
+                os.close(self.front)
                 os.close(self.behind)
                 self.ended.wait()
 
     def _hand_on(self, read, write, ended):
         """Until every end is closed: a process started in between may hold one for long."""
         held = b""
-        with open(read, "rb", buffering=0) as source, open(write, "wb") as target:
+        with open(read, "rb", buffering=0) as source, open(write, "wb", buffering=0) as target:
             while chunk := source.read(1 << 16):
-                held += chunk
-                if over := self.END in held:
-                    held = held.replace(self.END, b"")
-                *lines, held = held.split(b"\n")
-                lines = [line + b"\n" for line in lines]
+                text = held + chunk
+                over = self.END in text
+                *lines, held = text.replace(self.END, b"").split(b"\n")
+                kept = b"".join(line + b"\n" for line in lines if not self.pattern.search(line))
                 if over:
-                    lines, held = [*lines, held], b""
-                target.writelines(line for line in lines if not self.pattern.search(line))
-                target.flush()
+                    kept, held = kept + held, b""
+                with contextlib.suppress(OSError):  # nobody reads them any more
+                    target.write(kept)
                 if over:
                     ended.set()
-            target.write(held)
-        ended.set()

@@ -13,7 +13,7 @@ from mlip.data.neighbors import complete_cell, neighbor_list
 from mlip.data.structure import Structure
 from mlip.simulation.neighbors import NO_ROOM, narrow, plan, search
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.versions]
 CUTOFF = 3.0
 N_ATOMS, N_SYSTEMS = 12, 24
 

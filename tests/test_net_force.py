@@ -11,6 +11,7 @@ from mlip.simulation.calculator import Calculator
 from mlip.simulation.dynamics import DynamicsConfig, run
 from mlip.simulation.relaxation import RelaxationConfig, relax
 
+pytestmark = pytest.mark.versions
 DTYPES = ("float32", "float64")
 KINDS = ("molecule", "slab", "crystal", "primitive")
 SMALLEST = 1e-9  # eV/Å

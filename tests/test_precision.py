@@ -16,6 +16,8 @@ from mlip.data.structure import Structure
 from mlip.simulation.jaxmd import energy_fn, neighbor_fn
 from mlip.training.loss import LossConfig, loss_and_gradient
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(scope="module", params=["vectors", "densities"])
 def float32(request):

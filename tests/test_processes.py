@@ -9,6 +9,7 @@ import pytest
 
 from mlip.programs import REMARK, Sieve
 
+pytestmark = pytest.mark.versions
 MODEL = """
 import ase.build, mlip
 config = mlip.NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=3.0)
@@ -123,6 +124,14 @@ def test_threads_share_a_sieve():
     os.close(write)
     listening.join()
     assert sorted(reader[0].splitlines()) == sorted(n_lines * names)
+
+
+def test_a_sieve_without_readers_blocks_nobody():
+    read, write = os.pipe()
+    sieve = Sieve(write, REMARK)
+    os.close(read)
+    with sieve_open(sieve):
+        os.write(write, 3 * REMARKS + 100 * TRUE)
 
 
 class sieve_open:

@@ -6,7 +6,7 @@ import pytest
 
 from mlip import selftest
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.usefixtures("optimized"), pytest.mark.versions]
 
 
 def test_compiled_arithmetic_is_right_on_this_machine():
