@@ -11,12 +11,12 @@ from pathlib import Path
 
 import jax
 
-# Options of XLA for every program of ours, each with the reason.
+# Options of XLA for every program of ours, with the version of jax from which on each is needed.
 OPTIONS = {
     # XLA for CPUs hands parts of programs to YNNPACK. Up to jax 0.10.1 these were single products,
     # which is fast; since then they are sums and fused chains too, with which evaluations take 1.6
     # to 5 times as long, and which give wrong sums in 0.10.2 (jax-ml/jax issue 39103).
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "xla_cpu_experimental_ynn_fusion_type": ((0, 10, 2), "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
 }
 # Lines of /proc/cpuinfo that tell processors apart, on x86 and on ARM.
 TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")
@@ -78,8 +78,8 @@ def compiler_options():
 @functools.cache
 def _known_options():
     known, flags = {}, os.environ.get("XLA_FLAGS", "")
-    for name, value in OPTIONS.items():
-        if name in flags:
+    for name, (since, value) in OPTIONS.items():
+        if name in flags or jax.__version_info__ < since:
             continue
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # no such option
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
