@@ -4,6 +4,7 @@ python examples/03_jax_md.py --steps 200
 """
 
 import argparse
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ with jax.enable_x64(True):
         key = jax.random.PRNGKey(0)
         state = init(key, places, mass=mass, neighbor=table, box=box, **more)
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=mlip.compiler_options())
         def step(state, table, apply=apply, name=name):
             given = {} if name == "npt" else {"box": box}
             state = apply(state, neighbor=table, **given)

@@ -6,27 +6,26 @@ import hashlib
 import os
 import platform
 import re
+import tempfile
 import threading
 from pathlib import Path
 
 import jax
 
-# Options of XLA for every program of ours, with the version of jax from which on each is needed.
+# Options that XLA gets with every program, and the first version of jax that needs each.
 OPTIONS = {
-    # XLA for CPUs hands parts of programs to YNNPACK. Up to jax 0.10.1 these were single products,
-    # which is fast; since then they are sums and fused chains too, with which evaluations take 1.6
-    # to 5 times as long, and which give wrong sums in 0.10.2 (jax-ml/jax issue 39103).
+    # XLA for CPUs hands parts of programs to YNNPACK. From jax 0.10.2 on these are sums and fused
+    # chains too, with which evaluations take 1.6 to 5 times as long, and which give wrong sums in
+    # 0.10.2 (jax-ml/jax issue 39103). Single products are left to it.
     "xla_cpu_experimental_ynn_fusion_type": ((0, 10, 2), "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
 }
 # Lines of /proc/cpuinfo that tell processors apart, on x86 and on ARM.
 TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-# What jax before 0.11 writes whenever it loads a program from its cache: it takes two preferences
-# of the compiler for instructions that the processor lacks (jax-ml/jax issue 38445). An
-# instruction that is truly missing has another name, and is told.
+# jax before 0.11 writes this for every program that it loads from its cache: it mistakes two tuning
+# flags of LLVM for instructions that the processor lacks (jax-ml/jax issue 38445). An instruction
+# that is truly missing has another name, and is told.
 REMARK = re.compile(rb"cpu_aot_loader\.cc.*Target machine feature \+prefer-no-(gather|scatter) is")
 SILENT_SINCE = (0, 11)
-REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
-COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Program:
@@ -44,12 +43,12 @@ class Program:
         return jax.jit(self.inside, compiler_options=compiler_options(), **self.settings)
 
     def __call__(self, *arguments):
-        refuse_forked()
+        note_computing()
         return self.jitted(*arguments)
 
     def compile(self, *arguments):
         """The program for these arguments or their shapes, `jax.stages.Compiled`."""
-        refuse_forked()
+        note_computing()
         return self.jitted.lower(*arguments).compile()
 
 
@@ -71,7 +70,7 @@ def compiler_options():
     Raises:
       RuntimeError: see `refuse_forked`.
     """
-    refuse_forked()
+    note_computing()
     return dict(_known_options())
 
 
@@ -87,13 +86,16 @@ def _known_options():
     return known
 
 
+_computed_in = None  # the process in which a potential has computed
+
+
 def refuse_forked():
     """Refuse to compute in a process that cannot.
 
     Raises:
-      RuntimeError: the process was forked from one in which jax had computed.
+      RuntimeError: the process was forked from one in which a potential had computed.
     """
-    if _forked:
+    if _computed_in not in (None, os.getpid()):
         raise RuntimeError(
             "this process was forked from one in which jax had computed already; jax's threads "
             "are not copied, and the first computation would hang. Start processes with "
@@ -101,21 +103,11 @@ def refuse_forked():
         )
 
 
-_forked = False
-
-
-def _note_fork():
-    global _forked
-    before = jax.config.jax_num_cpu_devices
-    try:  # jax refuses another number once it has computed
-        jax.config.update("jax_num_cpu_devices", 1 if before != 1 else 2)
-        jax.config.update("jax_num_cpu_devices", before)
-    except RuntimeError:
-        _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+def note_computing():
+    """To be called before a potential computes; raises as `refuse_forked`."""
+    global _computed_in
+    refuse_forked()
+    _computed_in = os.getpid()
 
 
 def keep_compiled_programs():
@@ -156,75 +148,49 @@ def _processor():
 
 @functools.cache
 def _drop_remarks():
-    """From now on, keep REMARK out of the standard error of this process.
-
-    Only while jax looks for a program in its cache and compiles what is not there, standard error
-    passes through a `Sieve`.
-    """
+    """From now on, keep REMARK out of standard error while jax loads programs from its cache."""
     if jax.__version_info__ >= SILENT_SINCE:
         return
-    sieve = Sieve(2, REMARK)
-    jax.monitoring.register_event_listener(
-        lambda event, **_: sieve.open() if event == REQUEST else None
-    )
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: sieve.close() if event == COMPILED else None
-    )
+    from jax._src import compilation_cache
+
+    load = compilation_cache.get_executable_and_time
+
+    @functools.wraps(load)
+    def load_silently(*arguments, **settings):
+        with without_lines(2, REMARK):
+            return load(*arguments, **settings)
+
+    compilation_cache.get_executable_and_time = load_silently
 
 
-class Sieve:
-    """While open, lines written to a file descriptor that match a pattern are dropped.
+_one_at_a_time = threading.RLock()
 
-    Everything else is handed on at once, by a thread. Several threads may open it; it closes with
-    the last of them. A file descriptor that is closed stays so.
+
+@contextlib.contextmanager
+def without_lines(descriptor, pattern):
+    """What is written to a file descriptor within comes after the block, less some lines.
+
+    Args:
+      descriptor: if it is closed, or nothing can be held back, nothing is done.
+      pattern: compiled, of bytes; lines in which it is found are dropped.
     """
-
-    END = b"\0end of the sieve\0"
-
-    def __init__(self, descriptor, pattern):
-        self.descriptor, self.pattern = descriptor, pattern
-        self.lock, self.n_open = threading.Lock(), 0
-
-    def open(self):
-        with self.lock:
-            self.n_open += 1
-            if self.n_open > 1:
-                return
-            try:
-                self.behind = os.dup(self.descriptor)
-            except OSError:
-                self.n_open = 0
-                return
-            read, self.front = os.pipe()
-            os.dup2(self.front, self.descriptor)
-            self.ended = threading.Event()
-            arguments = read, os.dup(self.behind), self.ended
-            threading.Thread(target=self._hand_on, args=arguments, daemon=True).start()
-
-    def close(self):
-        with self.lock:
-            if self.n_open == 0:
-                return
-            self.n_open -= 1
-            if self.n_open == 0:
-                os.dup2(self.behind, self.descriptor)
-                os.write(self.front, self.END)
-                os.close(self.front)
-                os.close(self.behind)
-                self.ended.wait()
-
-    def _hand_on(self, read, write, ended):
-        """Until every end is closed: a process started in between may hold one for long."""
-        held = b""
-        with open(read, "rb", buffering=0) as source, open(write, "wb", buffering=0) as target:
-            while chunk := source.read(1 << 16):
-                text = held + chunk
-                over = self.END in text
-                *lines, held = text.replace(self.END, b"").split(b"\n")
-                kept = b"".join(line + b"\n" for line in lines if not self.pattern.search(line))
-                if over:
-                    kept, held = kept + held, b""
-                with contextlib.suppress(OSError):  # nobody reads them any more
-                    target.write(kept)
-                if over:
-                    ended.set()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_one_at_a_time)
+        try:
+            held = stack.enter_context(tempfile.TemporaryFile())
+            behind = os.dup(descriptor)
+        except OSError:
+            yield
+            return
+        os.dup2(held.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            os.dup2(behind, descriptor)
+            os.close(behind)
+            held.seek(0)
+            with (
+                contextlib.suppress(OSError),  # nobody reads it
+                open(descriptor, "wb", closefd=False) as written,
+            ):
+                written.writelines(line for line in held if not pattern.search(line))

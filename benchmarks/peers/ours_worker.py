@@ -159,7 +159,7 @@ def relaxation(potential, n_steps):
         from mlip.simulation.relaxation import RelaxationConfig, relax
 
         structures = [from_ase(atoms) for atoms in frames]
-        config = RelaxationConfig(cell="full", max_force=1e-12, steps=n_steps)
+        config = RelaxationConfig(cell="full", max_force=1e-12, steps=n_steps, dtype="float32")
 
         def call():
             found = relax(potential, structures, config, show=Silent(), folded=False)

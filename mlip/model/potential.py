@@ -13,7 +13,7 @@ from mlip.model.blocks import block_size, collect_slots
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import zbl_energy
-from mlip.programs import program, refuse_forked
+from mlip.programs import note_computing, program
 
 DTYPES = ("float32", "float64")
 MOST_SLOTS = 200_000  # neighbour slots in one batch of predictions
@@ -111,8 +111,8 @@ def evaluate_graph(network, weights, graph):
 
 
 def double_sums():
-    """Context of predictions: networks in float32 take their last steps and sums in float64."""
-    refuse_forked()
+    """Context of predictions, in which float32 networks take readouts and sums in float64."""
+    note_computing()
     return jax.enable_x64(True)
 
 
@@ -186,7 +186,7 @@ class Potential:
 
     def precision(self):
         """Context in which jax computes in this potential's precision."""
-        refuse_forked()
+        note_computing()
         return jax.enable_x64(self.dtype == "float64")
 
     def with_dtype(self, dtype):

@@ -55,8 +55,9 @@ def relax(
     Args:
       potential: a `Potential`.
       structures: a `Structure` or `Start`, or a list of them; velocities are not used.
-      config: a `RelaxationConfig`; its defaults if None. Limits that float32 does not resolve are
-        reached in float64 unless it names a dtype, which is told as below.
+      config: a `RelaxationConfig`; its defaults if None. If a limit is below what float32 resolves
+        and its dtype is None, the relaxation computes in float64 and says so, by `show` or a
+        warning.
       out: extended XYZ file for the final structures, in the order of the given ones, with energy,
         forces and stress.
       trajectory: extended XYZ file for every step; several structures have one each, with their
@@ -141,10 +142,15 @@ class Relaxation:
             self.show.line(text)
 
     def finer(self, potential):
-        """float64 where the limits ask for it and the potential can have it, which is told."""
+        """float64 if the limits need it and the potential can change precision, else None."""
         limit, folded = self.config.too_fine(), isinstance(potential, FoldedPotential)
-        if not limit or folded or potential.dtype == "float64":
+        if not limit or potential.dtype == "float64":
             return None
+        if folded:
+            raise ValueError(
+                f"float32 does not resolve {limit}, and the potential was folded in it; fold "
+                "potential.with_dtype('float64'), or set dtype to 'float32' all the same"
+            )
         text = f"computing in float64, since float32 does not resolve {limit}"
         warnings.warn(text, stacklevel=4) if self.show is None else self.show.line(text)
         return "float64"

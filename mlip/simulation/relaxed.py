@@ -20,8 +20,8 @@ from mlip.simulation import setup
 from mlip.simulation.descent import CELLS, STRAINS, free_strains
 from mlip.simulation.minimizers import OPTIMIZERS
 
-# Limits that float32 still resolves, eV/Å and GPa. Relaxations of silicon with defects reached
-# 3e-5 eV/Å and 1e-4 GPa in as many steps as in float64, and took twice as many for 1e-5 eV/Å.
+# Smallest limits for float32, eV/Å and GPa: 3 and 10 times those that relaxations of silicon with
+# defects reached in as many steps as in float64. For 1e-5 eV/Å they took twice as many.
 FINEST = {"max_force": 1e-4, "max_stress": 1e-3}
 
 
