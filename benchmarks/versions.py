@@ -24,6 +24,7 @@ TASKS = (
     ("calculator", "molecule", LARGE, {}),
     ("calculator", "silicon64", LARGE, {}),
     ("training", "molecule", SMALL, {}),
+    ("training", "molecule", LARGE, {}),
     ("compiled dynamics", "molecule", SMALL, {"steps": 50, "scale": 0.001}),
     ("compiled dynamics", "water", SMALL, {"steps": 20, "scale": 0.001}),
     ("relaxation", "silicon64", SMALL, {"steps": 20, "scale": 0.001}),

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import errno
 import importlib
-import os
 import sys
 
 COMMANDS = {
@@ -47,9 +46,6 @@ def main(arguments=None):
 
 
 def _run(arguments):
-    # Before jax starts: XLA takes its own flags in a kept program for those of a foreign processor,
-    # and warns of crashes.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = build_parser(*[word for word in arguments if word in COMMANDS][:1])
     known, unknown = parser.parse_known_args(arguments)
     if unknown:

@@ -12,12 +12,19 @@ from pathlib import Path
 
 import jax
 
-# Options that XLA gets with every program, and the first version of jax that needs each.
-OPTIONS = {
-    # XLA for CPUs hands parts of programs to YNNPACK. From jax 0.10.2 on these are sums and fused
-    # chains too, with which evaluations take 1.6 to 5 times as long, and which give wrong sums in
-    # 0.10.2 (jax-ml/jax issue 39103). Single products are left to it.
-    "xla_cpu_experimental_ynn_fusion_type": ((0, 10, 2), "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
+# XLA for CPUs hands parts of programs to YNNPACK. From jax 0.10.2 on these are sums and fused chains
+# too, with which evaluations take 1.6 to 5 times as long, and which give wrong sums in 0.10.2
+# (jax-ml/jax issue 39103). Single products are left to it.
+FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+PRODUCTS_ALONE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+NEVER = (999,)
+# Options that XLA gets with programs: the versions of jax that need each (the first that does, the
+# first that does not), and the value.
+OPTIONS = {FUSIONS: ((0, 10, 2), NEVER, PRODUCTS_ALONE)}
+# Training steps gain by those fusions where they are right, and lose by tiles of fused loops.
+IN_TRAINING = {
+    FUSIONS: ((0, 10, 2), (0, 11), PRODUCTS_ALONE),
+    "xla_cpu_experimental_enable_tiling_propagation": ((0, 11), NEVER, False),
 }
 # Lines of /proc/cpuinfo that tell processors apart, on x86 and on ARM.
 TELLING = ("model name", "flags", "Features", "CPU implementer", "CPU part")
@@ -32,15 +39,20 @@ class Program:
     """A function whose programs XLA compiles with `compiler_options()`.
 
     Call it from outside of other jitted functions, and `inside` within them.
+
+    Args:
+      training: as of `compiler_options`.
+      settings: of `jax.jit`.
     """
 
-    def __init__(self, function, **settings):
-        self.inside, self.settings = function, settings
+    def __init__(self, function, training=False, **settings):
+        self.inside, self.training, self.settings = function, training, settings
         functools.update_wrapper(self, function)
 
     @functools.cached_property
     def jitted(self):
-        return jax.jit(self.inside, compiler_options=compiler_options(), **self.settings)
+        options = compiler_options(self.training)
+        return jax.jit(self.inside, compiler_options=options, **self.settings)
 
     def __call__(self, *arguments):
         note_computing()
@@ -53,16 +65,19 @@ class Program:
 
 
 def program(**settings):
-    """Decorator that makes a `Program`; settings are those of `jax.jit`."""
+    """Decorator that makes a `Program`; settings are its arguments."""
     return functools.partial(Program, **settings)
 
 
-def compiler_options():
+def compiler_options(training=False):
     """Options for XLA with which our programs are right and fast on this version of jax.
 
     Ours have them already. A program of your own that contains a potential, such as a step of
     jax-md, gets them by `jax.jit(step, compiler_options=mlip.compiler_options())`. Options that
     this version does not know, and those that XLA_FLAGS sets, are left out.
+
+    Args:
+      training: True for a program that differentiates by a network's parameters.
 
     Returns:
       dict for the argument `compiler_options` of `jax.jit`.
@@ -71,14 +86,14 @@ def compiler_options():
       RuntimeError: see `refuse_forked`.
     """
     note_computing()
-    return dict(_known_options())
+    return dict(_known_options(training))
 
 
 @functools.cache
-def _known_options():
+def _known_options(training):
     known, flags = {}, os.environ.get("XLA_FLAGS", "")
-    for name, (since, value) in OPTIONS.items():
-        if name in flags or jax.__version_info__ < since:
+    for name, (since, before, value) in (IN_TRAINING if training else OPTIONS).items():
+        if name in flags or not since <= jax.__version_info__ < before:
             continue
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # no such option
             jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()

@@ -16,7 +16,7 @@ from mlip.model.blocks import gather_senders
 from mlip.model.layer import mix_channels
 from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
 from mlip.model.so3 import spherical_harmonics
-from mlip.programs import Program
+from mlip.programs import Program, compiler_options
 
 EDGES = (16_640, 32_800, 40_000, 40_960)
 WIDTH = 20  # neighbours an atom
@@ -34,8 +34,14 @@ class Check:
 
 
 def run():
-    """All comparisons, as a list of `Check`."""
-    return [check for n_edges in EDGES for check in _checks(n_edges)]
+    """All comparisons, as a list of `Check`; compiled for training too, where that differs."""
+    kinds = (False, True) if compiler_options(True) != compiler_options() else (False,)
+    return [
+        _compare(n_edges, training, *example)
+        for training in kinds
+        for n_edges in EDGES
+        for example in _examples(n_edges)
+    ]
 
 
 def require_correct_arithmetic(checks=None):
@@ -61,7 +67,8 @@ def require_correct_arithmetic(checks=None):
         )
 
 
-def _checks(n_edges):
+def _examples(n_edges):
+    """(name, function, its arguments, what it should give) of each comparison."""
     rng = np.random.default_rng(n_edges)
     n_atoms = n_edges // WIDTH
     displacement = rng.normal(scale=1.5, size=(n_edges, 3))
@@ -71,8 +78,7 @@ def _checks(n_edges):
     distance = np.linalg.norm(displacement, axis=1)
     features = rng.normal(size=(n_atoms, 32))
 
-    yield _compare(
-        n_edges,
+    yield (
         "a matrix times each row, squared and summed",
         jax.vmap(lambda row: ((jnp.asarray(matrix, row.dtype) @ row) ** 2).sum()),
         [displacement],
@@ -87,10 +93,9 @@ def _checks(n_edges):
             0,
         )[:, None]
     )
-    yield _compare(n_edges, "the radial basis", _radial, [displacement], radial)
+    yield "the radial basis", _radial, [displacement], radial
     hidden = radial @ weight / np.sqrt(8)
-    yield _compare(
-        n_edges,
+    yield (
         "the radial network",
         lambda d, w: SILU_GAIN * jax.nn.silu(mix_channels(_radial(d), w)),
         [displacement, weight],
@@ -100,16 +105,14 @@ def _checks(n_edges):
     harmonics = np.sqrt([[15], [15], [5], [15], [15 / 4]]) * np.array(
         [x * z, x * y, y**2 - (x**2 + z**2) / 2, y * z, z**2 - x**2]
     )
-    yield _compare(
-        n_edges,
+    yield (
         "the sum over neighbours",
         lambda d, c: jnp.einsum("nkb,nkc->nbc", _table(_harmonics(d)[2]), _table(c)),
         [displacement, channels],
         np.einsum("nkb,nkc->nbc", _table(harmonics.T), _table(channels)),
     )
     # Random neighbours have no opposite edges, so that only the forward gather is compared.
-    yield _compare(
-        n_edges,
+    yield (
         "the gather of neighbours",
         lambda f, d: gather_senders(f, _graph(neighbors, d)).sum(axis=1),
         [features, displacement],
@@ -136,11 +139,12 @@ def _graph(neighbors, displacement):
     return Graph(none, none, neighbors, neighbors, displacement, none, none)
 
 
-def _compare(n_edges, name, function, arguments, reference):
+def _compare(n_edges, training, name, function, arguments, reference):
     # As in the network: TF32 would be a lower precision, not a wrong sum.
     with jax.enable_x64(False), jax.default_matmul_precision("highest"):
         single = [np.asarray(argument, np.float32) for argument in arguments]
-        computed = np.asarray(Program(function)(*single), float)
+        computed = np.asarray(Program(function, training)(*single), float)
     deviation = np.abs(computed - reference) / np.abs(reference).max()
     rows = deviation.reshape(len(deviation), -1).max(axis=1)
+    name += " in training" if training else ""
     return Check(name, n_edges, float(rows.max()), int((~(rows <= TOLERANCE)).sum()))

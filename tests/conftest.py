@@ -7,7 +7,6 @@ from pathlib import Path
 
 # Read when jax is imported. Compiled programs are kept for the run, for all processes in it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mlip-test-cache-"))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the cache's remarks on processor features
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # LLVM takes a third of the time of most files to make programs fast that run but for a moment. The
 # passes of XLA are those of any user. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with all of them.

@@ -1,5 +1,7 @@
 """The ASE calculator: right for any atoms after any other, compiling only when a size grows."""
 
+import functools
+
 import ase
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS
+from ase.optimize import BFGS, BFGSLineSearch, GoodOldQuasiNewton, LBFGSLineSearch
+from ase.optimize.precon import PreconLBFGS
+from ase.optimize.sciopt import SciPyFminBFGS, SciPyFminCG
 from conftest import make_structure, predict
 
 import mlip
@@ -104,6 +108,26 @@ def test_float32_and_float64_agree(small_potential):
         atoms.calc = Calculator(small_potential, dtype=dtype)
         forces.append(atoms.get_forces())
     assert 0 < np.abs(forces[0] - forces[1]).max() < 1e-4 * max(1, np.abs(forces[1]).max())
+
+
+LINE_SEARCHES = {
+    "BFGSLineSearch": BFGSLineSearch,
+    "GoodOldQuasiNewton": GoodOldQuasiNewton,
+    "LBFGSLineSearch": LBFGSLineSearch,
+    "PreconLBFGS": PreconLBFGS,
+    "PreconLBFGS without": functools.partial(PreconLBFGS, precon=None),
+    "SciPyFminBFGS": SciPyFminBFGS,
+    "SciPyFminCG": SciPyFminCG,
+}
+
+
+@pytest.mark.parametrize("name", LINE_SEARCHES)
+def test_line_searches_reach_tight_limits_in_float64(silicon_potential, name):
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    atoms.calc = Calculator(silicon_potential)
+    assert LINE_SEARCHES[name](atoms, logfile=None).run(fmax=1e-5, steps=100)
+    assert np.linalg.norm(atoms.get_forces(), axis=1).max() < 1e-5
 
 
 def test_large_baselines_cost_no_precision_in_float32(small_potential):

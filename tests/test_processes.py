@@ -8,6 +8,7 @@ import threading
 import jax
 import pytest
 
+from mlip import programs
 from mlip.programs import REMARK, without_lines
 
 pytestmark = pytest.mark.versions
@@ -26,6 +27,16 @@ from mlip.simulation.dynamics import DynamicsConfig, run
 from mlip.simulation.relaxation import RelaxationConfig, relax
 relax(potential, structure, RelaxationConfig(max_force=10.0))
 run(potential, structure, DynamicsConfig(steps=2, save_every=2))
+""",
+    "a command": """
+import contextlib, io, os, tempfile
+import ase.io
+from mlip.cli import main
+os.chdir(tempfile.mkdtemp())
+mlip.save(potential, "model.safetensors")
+ase.io.write("start.xyz", atoms)
+with contextlib.redirect_stdout(io.StringIO()):
+    assert not main("md model.safetensors start.xyz --steps 2 --temperature 10".split())
 """,
     "a program of the user's": """
 import jax
@@ -119,19 +130,23 @@ def test_a_closed_descriptor_is_left_closed():
 OPTIONS = """
 import jax, mlip, os
 from mlip import programs
-programs.OPTIONS["xla_unknown"] = (0,), "1"
+programs.OPTIONS["xla_unknown"] = (0,), (999,), "1"
 before = dict(os.environ), jax.config.values.copy()
 print(mlip.compiler_options())
+print(mlip.compiler_options(training=True))
 assert before == (dict(os.environ), jax.config.values.copy())
 """
 
 
 def test_programs_get_the_options_that_their_jax_knows_and_needs():
-    name = "xla_cpu_experimental_ynn_fusion_type"
-    needed = jax.__version_info__ >= (0, 10, 2)
-    expected = {name: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"} if needed else {}
-    assert run(OPTIONS, XLA_FLAGS="").stdout.strip() == str(expected)
-    assert run(OPTIONS, XLA_FLAGS=f"--{name}=").stdout.strip() == "{}"
+    fusions, products = programs.FUSIONS, {programs.FUSIONS: programs.PRODUCTS_ALONE}
+    untiled = {"xla_cpu_experimental_enable_tiling_propagation": False}
+    version = jax.__version_info__
+    predicting = products if version >= (0, 10, 2) else {}
+    training = untiled if version >= (0, 11) else predicting
+    assert run(OPTIONS, XLA_FLAGS="").stdout == f"{predicting}\n{training}\n"
+    training.pop(fusions, None)
+    assert run(OPTIONS, XLA_FLAGS=f"--{fusions}=").stdout == f"{{}}\n{training}\n"
 
 
 FORKING = """

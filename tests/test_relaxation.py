@@ -303,6 +303,7 @@ def test_the_networks_own_precision_suffices(silicon_potential):
     assert abs(found.energy - exact.energy) < 1e-3
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("limit", [{"max_force": 2e-5}, {"cell": "full", "max_stress": 2e-4}])
 def test_limits_beyond_float32_are_reached_in_float64_and_it_says_so(silicon_potential, limit):
     single, start = silicon_potential.with_dtype("float32"), from_ase(silicon())

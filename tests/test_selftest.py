@@ -23,10 +23,10 @@ def test_compiled_arithmetic_is_right_on_this_machine():
 def test_wrong_rows_are_counted_and_refused_with_cause_and_remedy(monkeypatch):
     real = selftest.Program
 
-    def faulty(function):
+    def faulty(function, training):
         def compiled(*arguments):
             # As jax 0.10.2: a part of the rows is wrong, and only in large arrays.
-            result = np.array(real(function)(*arguments))
+            result = np.array(real(function, training)(*arguments))
             if len(result) >= 40_000:
                 result[::5] *= 1.5
             return result

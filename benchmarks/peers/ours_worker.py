@@ -18,6 +18,7 @@ PACKAGES = ("mlip-jax", "jax", "jaxlib", "numpy")
 def build(task):
     if task.get("as_jax_compiles"):
         programs.OPTIONS.clear()
+        programs.IN_TRAINING.clear()
     potential = potential_of(task)
     prepare = {
         "inference": lambda: inference(potential),

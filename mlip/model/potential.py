@@ -12,7 +12,7 @@ from mlip.data.structure import COVALENT_RADII, Structure, number_of, symbol
 from mlip.model.blocks import block_size, collect_slots
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.network import Network, NetworkConfig, initialize
-from mlip.model.radial import zbl_energy
+from mlip.model.radial import in_float64, zbl_energy
 from mlip.programs import note_computing, program
 
 DTYPES = ("float32", "float64")
@@ -55,7 +55,7 @@ def atom_energies(network, weights, graph):
         others = weights.numbers[graph.species_of_senders()]
         distance = jnp.sqrt((graph.displacement**2).sum(axis=-1))
         pairs = zbl_energy(distance, number[:, None], others, config.zbl_order)
-        energies += pairs.sum(axis=1) / 2 * (scale if config.zbl_scaled else 1.0)
+        energies += in_float64(pairs).sum(axis=1) / 2 * (scale if config.zbl_scaled else 1.0)
     return energies
 
 

@@ -45,7 +45,7 @@ def shared(function, devices, out_specs):
     return over_devices
 
 
-@program(static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
+@program(training=True, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
 def train_step(
     network, loss_config, optimizer_config, devices, turns, state, weights, graph, labels, rates
 ):
