@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jax
 
-# XLA for CPUs hands parts of programs to YNNPACK. From jax 0.10.2 on these are sums and fused chains
-# too, with which evaluations take 1.6 to 5 times as long, and which give wrong sums in 0.10.2
-# (jax-ml/jax issue 39103). Single products are left to it.
+# XLA for CPUs hands parts of programs to YNNPACK. From jax 0.10.2 on these are sums and fused
+# chains too, with which evaluations take 1.6 to 5 times as long, and which give wrong sums in
+# 0.10.2 (jax-ml/jax issue 39103). Single products are left to it.
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 PRODUCTS_ALONE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 NEVER = (999,)
