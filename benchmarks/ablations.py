@@ -112,7 +112,7 @@ def schedule_free(config):
 
 def small_readouts(network, seed):
     """A start from energies ten times as small."""
-    from mlip.model.network import initialize
+    from mlip.model.mace.network import initialize
 
     parameters = initialize(network, seed)
     return {k: 0.1 * v if k.startswith("readout") else v for k, v in parameters.items()}
@@ -123,7 +123,7 @@ def normalized_radial_network(weights, radial):
     import jax
     import jax.numpy as jnp
 
-    from mlip.model.layer import SILU_GAIN, mix_channels
+    from mlip.model.mace.layer import SILU_GAIN, mix_channels
 
     hidden = radial.reshape(-1, radial.shape[-1])
     n_steps = sum(key[0] == "radial" for key in weights)
@@ -140,7 +140,7 @@ def normalized_features(features, weights):
     """Features sent to the neighbours have unit mean square on every atom."""
     import jax.numpy as jnp
 
-    from mlip.model.layer import mix_degrees
+    from mlip.model.mace.layer import mix_degrees
 
     size = jnp.sqrt((features**2).mean(axis=(1, 2), keepdims=True) + 1e-5)
     return mix_degrees(features / size, weights)
@@ -150,7 +150,7 @@ def nonlinear_embedding(features, weights):
     """What neighbours send in the first layer: their species' vector through SiLU."""
     import jax
 
-    from mlip.model.layer import SILU_GAIN, mix_degrees
+    from mlip.model.mace.layer import SILU_GAIN, mix_degrees
 
     first = ("readout", "hidden") not in weights  # of two layers
     return mix_degrees(SILU_GAIN * jax.nn.silu(features) if first else features, weights)
@@ -165,7 +165,7 @@ class RadialFunctionsByPair:
     N_FEATURES = 16
 
     def layer_shapes(self, config, n_species, layer):
-        from mlip.model.layer import layer_shapes
+        from mlip.model.mace.layer import layer_shapes
 
         return layer_shapes(config, n_species, layer) | {
             ("pair",): (self.N_FEATURES, config.radial_widths[0])
@@ -181,7 +181,7 @@ class RadialFunctionsByPair:
     def radial_network(self, weights, radial):
         import jax
 
-        from mlip.model.layer import SILU_GAIN, mix_channels
+        from mlip.model.mace.layer import SILU_GAIN, mix_channels
 
         hidden = mix_channels(radial, weights["radial", 0])
         hidden *= 1 + mix_channels(self.pair, weights["pair",])
@@ -202,7 +202,7 @@ def steep_rate(config, step, progress):
 
 def replaced(**functions):
     """Put functions in the place of the package's."""
-    from mlip.model import layer, network
+    from mlip.model.mace import layer, network
     from mlip.training import optimizer, setup
 
     homes = {

@@ -71,7 +71,7 @@ def of_evaluation(wanted):
     config = mlip.NetworkConfig(cutoff=wanted["cutoff"], **wanted["network"])
     potential = mlip.untrained(config, {int(z) for z in atoms.numbers})
     if wanted["folded"]:
-        from mlip.deploy.fold import fold
+        from mlip.model.mace.fold import fold
 
         potential = fold(potential)
     structure = from_ase(atoms)

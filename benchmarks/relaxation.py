@@ -34,7 +34,7 @@ COLUMNS = {
 
 def trained(name, minutes, folder):
     """A model of a set that ships with the package."""
-    from mlip.model.network import NetworkConfig
+    from mlip.model.mace.network import NetworkConfig
     from mlip.quickstart import data_file
     from mlip.training.loop import train
     from mlip.training.setup import TrainConfig
@@ -54,7 +54,7 @@ def trained(name, minutes, folder):
 def ours(potential, frames, cell, optimizer):
     """Evaluations of each structure, which have converged, and seconds without compiling."""
     from mlip.data.structure import from_ase
-    from mlip.simulation.relaxation import RelaxationConfig, relax
+    from mlip.relaxation.relax import RelaxationConfig, relax
 
     config = RelaxationConfig(
         optimizer=optimizer, cell=cell, max_force=MAX_FORCE, max_stress=MAX_STRESS, steps=STEPS
@@ -74,7 +74,7 @@ def by_ase(potential, frames, cell, optimizer):
     import numpy as np
     from ase.filters import FrechetCellFilter
 
-    from mlip.simulation.calculator import Calculator
+    from mlip.engines.ase import Calculator
     from mlip.units import GPA
 
     class Counting(Calculator):
@@ -118,8 +118,8 @@ def main():
     import ase.io
     from ase.optimize import FIRE, LBFGS
 
+    from mlip.model.file import load_model
     from mlip.quickstart import data_file
-    from mlip.training.checkpoint import load_model
 
     rows = []
     for name, settings in SETS.items():

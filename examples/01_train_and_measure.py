@@ -11,7 +11,6 @@ from ase.optimize import BFGS
 
 import mlip
 from mlip.quickstart import data_file
-from mlip.training.evaluation import metrics, parity
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--minutes", type=float, default=3.0)
@@ -29,7 +28,7 @@ potential = mlip.train(
 )
 
 structures = mlip.read(data_file("silicon_test.xyz"))
-errors = metrics(parity(structures, potential.predict(structures)))
+errors = mlip.metrics(mlip.parity(structures, potential.predict(structures)))
 print(f"energy {errors['energy_rmse_mev_per_atom']:.2f} meV/atom")
 print(f"forces {errors['forces_rmse_mev_per_A']:.1f} meV/Å")
 print(f"stress {errors['stress_rmse_mev_per_A3']:.2f} meV/Å³")

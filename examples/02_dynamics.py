@@ -12,7 +12,6 @@ from ase.md.verlet import VelocityVerlet
 
 import mlip
 from mlip.quickstart import data_file
-from mlip.simulation.dynamics import DynamicsConfig, run
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--minutes", type=float, default=2.0, help="of training")
@@ -32,16 +31,16 @@ potential = mlip.train(
 start = mlip.read(data_file("ethanol_test_300K.xyz"))[0]
 
 # Several temperatures run side by side in one compiled program, each with its own random numbers.
-settings = DynamicsConfig(ensemble="nvt", temperature=(200.0, 300.0), steps=args.steps)
-for trajectory in run(potential, start, settings):
+settings = mlip.DynamicsConfig(ensemble="nvt", temperature=(200.0, 300.0), steps=args.steps)
+for trajectory in mlip.run(potential, start, settings):
     mean = trajectory.column("temperature_K").mean()
     print(f"{mean:6.1f} K on average; {trajectory.stopped or 'ended as asked'}")
 
 atoms = mlip.to_ase(start)
 thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
 velocities = atoms.get_velocities() * units.fs
-settings = DynamicsConfig(ensemble="nve", steps=args.steps, rest_centre=False)
-trajectory = run(potential, start, settings, velocities)
+settings = mlip.DynamicsConfig(ensemble="nve", steps=args.steps, rest_centre=False)
+trajectory = mlip.run(potential, start, settings, velocities)
 total = trajectory.column("conserved_eV")
 print(f"largest change of the total energy {1000 * np.ptp(total) / len(atoms):.4f} meV/atom")
 

@@ -14,7 +14,6 @@ from ase.data import atomic_masses
 from jax_md import quantity, simulate, space
 
 import mlip
-from mlip.simulation.dynamics import energy_fn, neighbor_fn
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model", nargs="?", help="model.safetensors that knows silicon")
@@ -43,8 +42,8 @@ with jax.enable_x64(True):
     box = jnp.asarray(structure.cell.T)  # jax-md has lattice vectors as columns
     places = jnp.asarray(structure.positions) @ jnp.linalg.inv(box.T)
     mass = jnp.asarray(atomic_masses[structure.numbers])
-    energy = energy_fn(potential, structure)
-    neighbors = neighbor_fn(potential, structure, fractional_coordinates=True, skin=0.8)
+    energy = mlip.energy_fn(potential, structure)
+    neighbors = mlip.neighbor_fn(potential, structure, fractional_coordinates=True, skin=0.8)
     _, shift = space.periodic_general(box, fractional_coordinates=True)
 
     def box_of(state, name):

@@ -7,7 +7,7 @@ mpiexec -n 2 python examples/04_lammps.py model.safetensors --steps 1000
 import argparse
 
 from mlip import NetworkConfig, untrained
-from mlip.deploy.lammps import drive, start
+from mlip.engines.lammps import drive, start
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model", nargs="?", help="model.safetensors that knows silicon")

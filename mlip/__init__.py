@@ -29,46 +29,50 @@ The package reads downwards; a module imports only from those above it.
         blocks.py          atoms a few at a time, and what crosses between them
         radial.py          smooth cutoff, radial bases, distance transforms, ZBL repulsion
         memory.py          what a compiled program needs, and what is free
-        layer.py           one layer: sums over neighbours, symmetric products, readout
-        network.py         NetworkConfig and the network: displacements → energy per atom
+        mace/              the network of the MACE family
+            layer.py       one layer: sums over neighbours, symmetric products, readout
+            network.py     NetworkConfig and the network: displacements → energy per atom
         potential.py       Potential: energy, forces, stress by one derivative
+        spread.py          one system over several devices
+        mace/
+            splines.py     functions of the distance as splines, looked up in tables
+            tables.py      such tables of a trained potential's radial functions
+            folded.py      the network with constant parameters: tables instead of perceptrons
+            fold.py        fold(): potential → folded potential
+            torch_weights.py   weights of mace-torch's modules
+            from_torch.py  models of mace-torch → potentials
+        file.py            the one model file
     selftest.py            compiled arithmetic against NumPy
     training/
         loss.py            weighted losses and their gradient
         optimizer.py       OptimizerConfig → optax
-        checkpoint.py      model files and the states of a run
+        states.py          states that a run resumes from
         evaluation.py      errors by property, element, group
         finetune.py        starting from a trained potential
         batches.py         Frames: a data set in batches, dealt out and padded
         setup.py           TrainConfig; the data of a run, the untrained potential
         step.py            one step on one batch, on one device or several
         loop.py            train(): epochs, validation, states, resume
-    deploy/                a trained potential in other clothes
-        splines.py         functions of the distance as splines, looked up in tables
-        tables.py          such tables of a trained potential's radial functions
-        folded.py          the network with constant parameters: tables instead of perceptrons
-        spread.py          one system over several devices
-        fold.py            fold(): potential → folded potential
         estimate.py        memory of inference and training by the number of atoms
-        halo.py            one rank's part of a system that an engine has spread over many
-        lammps.py          LAMMPS driven by a potential, on one rank or many
-        mace_weights.py    weights of mace-torch's modules
-        mace.py            models of mace-torch → potentials
     simulation/
         neighbors.py       neighbour tables found on the device, for systems that move
-        calculator.py      ASE calculator
-        jaxmd.py           energy and neighbours in jax-md's calling convention
         integrators.py     equations of motion, thermostats, barostats
         engine.py          many steps in one compiled loop
         setup.py           DynamicsConfig; structures as the arrays of a run
         trajectory.py      frames in memory and in files
         restart.py         the state that a simulation resumes from
         dynamics.py        run(): molecular dynamics of one system or many
+    relaxation/
         minimizers.py      FIRE and L-BFGS
         descent.py         steps to a minimum of energy or enthalpy in one compiled loop
-        relaxed.py         RelaxationConfig; results of relaxations and their files
-        relaxation.py      relax(): positions and cells of one structure or many
-        serve.py           client of i-PI and other engines that ask through a socket
+        results.py         RelaxationConfig; results of relaxations and their files
+        relax.py           relax(): positions and cells of one structure or many
+    engines/               one file for each program that asks us for forces
+        ase.py             ASE calculator
+        jaxmd.py           energy and neighbours in jax-md's calling convention
+        ipi.py             client of i-PI and other engines that ask through a socket
+        halo.py            one rank's part of a system that an engine has spread over many
+        lammps.py          LAMMPS driven by a potential, on one rank or many
     screen.py              progress and tables on the terminal
     report/                one HTML page and JSON of a run, an evaluation, a simulation
         figures.py         matplotlib in, PNG or SVG out
@@ -105,7 +109,7 @@ _HOMES = {
     "LabelKeys": "mlip.data.labels",
     "read": "mlip.data.dataset",
     "check": "mlip.data.checks.doctor",
-    "NetworkConfig": "mlip.model.network",
+    "NetworkConfig": "mlip.model.mace.network",
     "Potential": "mlip.model.potential",
     "Prediction": "mlip.model.potential",
     "untrained": "mlip.model.potential",
@@ -113,10 +117,20 @@ _HOMES = {
     "OptimizerConfig": "mlip.training.optimizer",
     "TrainConfig": "mlip.training.setup",
     "train": "mlip.training.loop",
-    "save": "mlip.training.checkpoint",
-    "load": "mlip.training.checkpoint",
-    "fold": "mlip.deploy.fold",
-    "Calculator": "mlip.simulation.calculator",
+    "save": "mlip.model.file",
+    "load": "mlip.model.file",
+    "fold": "mlip.model.mace.fold",
+    "Calculator": "mlip.engines.ase",
+    "run": "mlip.simulation.dynamics",
+    "DynamicsConfig": "mlip.simulation.setup",
+    "Start": "mlip.simulation.setup",
+    "Trajectory": "mlip.simulation.trajectory",
+    "relax": "mlip.relaxation.relax",
+    "RelaxationConfig": "mlip.relaxation.results",
+    "metrics": "mlip.training.evaluation",
+    "parity": "mlip.training.evaluation",
+    "energy_fn": "mlip.engines.jaxmd",
+    "neighbor_fn": "mlip.engines.jaxmd",
     "compiler_options": "mlip.programs",
 }
 _RENAMED = {"save": "save_model", "load": "load_model"}

@@ -12,8 +12,9 @@ from ase.md.verlet import VelocityVerlet
 
 from mlip.data.dataset import read
 from mlip.data.structure import to_ase
+from mlip.engines.ase import Calculator
 from mlip.files import atomic_write
-from mlip.model.network import NetworkConfig
+from mlip.model.mace.network import NetworkConfig
 from mlip.report.figures import write_parity
 from mlip.report.fit import report_training
 from mlip.screen import (
@@ -21,7 +22,6 @@ from mlip.screen import (
     metrics_table,
     print_to_screen,
 )
-from mlip.simulation.calculator import Calculator
 from mlip.training.evaluation import metrics, parity
 from mlip.training.loop import train
 from mlip.training.setup import TrainConfig

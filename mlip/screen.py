@@ -164,7 +164,7 @@ class RelaxationScreen:
 
 
 def relaxation_table(results):
-    """Results of `mlip.simulation.relaxation.relax`; of many those that have not converged."""
+    """Results of `mlip.relaxation.relax.relax`; of many those that have not converged."""
     shown, title = results, None
     if len(results) > MOST_ROWS:
         shown = [result for result in results if not result.converged][:MOST_ROWS]
@@ -305,7 +305,7 @@ def card(potential):
 
 
 def memory_lines(needs):
-    """What `mlip.deploy.estimate.memory` found, for the terminal."""
+    """What `mlip.training.estimate.memory` found, for the terminal."""
     size = f"{needs['atoms']} atoms with up to {needs['neighbors']} neighbours"
     return {
         "memory of an evaluation": f"{needs['inference_bytes'] / 1e9:.2f} GB for {size}",

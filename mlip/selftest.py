@@ -13,7 +13,7 @@ import numpy as np
 
 from mlip.data.graph import Graph
 from mlip.model.blocks import gather_senders
-from mlip.model.layer import mix_channels
+from mlip.model.mace.layer import mix_channels
 from mlip.model.radial import SILU_GAIN, bessel_basis, smooth_cutoff
 from mlip.model.so3 import spherical_harmonics
 from mlip.programs import Program, compiler_options

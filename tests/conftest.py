@@ -18,11 +18,11 @@ import pytest
 
 from mlip.data.graph import Shape, build_table, pack, pad
 from mlip.data.structure import Structure
-from mlip.deploy.fold import fold
-from mlip.model.network import NetworkConfig
+from mlip.model.file import load_model
+from mlip.model.mace.fold import fold
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.quickstart import data_file
-from mlip.training.checkpoint import load_model
 from mlip.training.loop import train
 from mlip.training.setup import TrainConfig
 

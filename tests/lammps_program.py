@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip.deploy.lammps import drive, evaluate_part, start
+from mlip.engines.lammps import drive, evaluate_part, start
 
 
 def frame(engine, comm):

@@ -8,7 +8,7 @@ import numpy as np
 from ase.build import bulk
 
 from mlip.data.structure import from_ase
-from mlip.model.network import NetworkConfig
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import Potential
 
 DEPTH, MINIMUM, CUTOFF = 0.0104, 3.82, 5.5  # of argon: eV, Å, Å

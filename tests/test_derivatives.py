@@ -88,7 +88,7 @@ def test_the_force_at_and_beyond_the_cutoff_is_exactly_zero(potential):
 
 def test_a_skin_around_the_cutoff_changes_nothing(small_potential):
     from mlip.data.structure import to_ase
-    from mlip.simulation.calculator import Calculator
+    from mlip.engines.ase import Calculator
 
     structure = make_structure("crystal")
     exact = predict(small_potential, [structure])[0]

@@ -15,8 +15,9 @@ from conftest import make_structure
 from pairs import argon, crystal
 
 from mlip.data.structure import to_ase
-from mlip.simulation.calculator import Calculator
-from mlip.simulation.dynamics import DynamicsConfig, Start, energy_fn, neighbor_fn, run
+from mlip.engines.ase import Calculator
+from mlip.engines.jaxmd import energy_fn, neighbor_fn
+from mlip.simulation.dynamics import DynamicsConfig, Start, run
 from mlip.simulation.integrators import YOSHIDA
 from mlip.units import GPA
 

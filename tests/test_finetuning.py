@@ -11,10 +11,10 @@ from test_training import TINY, config_for, rows_of
 from mlip import cli
 from mlip.data.dataset import read
 from mlip.data.structure import Structure, from_ase, number_of
-from mlip.model.network import NetworkConfig
+from mlip.model.file import load_model, save_model
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import Prediction, untrained
 from mlip.quickstart import data_file
-from mlip.training.checkpoint import load_model, save_model
 from mlip.training.finetune import (
     adopt_network,
     covering,

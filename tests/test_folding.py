@@ -11,8 +11,8 @@ from conftest import CONFIGS, SHAPE, make_potential, make_structure, predict
 import mlip
 from mlip.data.graph import build_table, pad
 from mlip.data.structure import Structure
-from mlip.deploy.splines import spline_weights
-from mlip.model.network import NetworkConfig
+from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.splines import spline_weights
 from mlip.model.potential import atom_energies, untrained
 
 KINDS = ("molecule", "slab", "crystal", "primitive")

@@ -22,11 +22,11 @@ from mlip.data.checks.doctor import check
 from mlip.data.dataset import read
 from mlip.data.labels import KINDS, LabelKeys, _frame, choose_key, structure_of
 from mlip.data.structure import Structure
-from mlip.model.network import NetworkConfig
+from mlip.model.file import _digest, load_model, save_model
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import Potential, untrained
-from mlip.simulation.relaxed import RelaxationConfig
+from mlip.relaxation.results import RelaxationConfig
 from mlip.simulation.setup import DynamicsConfig
-from mlip.training.checkpoint import _digest, load_model, save_model
 from mlip.training.setup import TrainConfig
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")

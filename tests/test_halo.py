@@ -10,8 +10,8 @@ from conftest import CONFIGS, SPECIES, make_structure
 import mlip
 from mlip.data.graph import Graph
 from mlip.data.structure import Structure, to_ase
-from mlip.deploy.halo import cut_out
-from mlip.deploy.lammps import evaluate_part
+from mlip.engines.halo import cut_out
+from mlip.engines.lammps import evaluate_part
 
 DEEP = mlip.NetworkConfig(
     channels=3, layers=3, l_max=1, hidden_l=1, correlation=2, radial_widths=(8,), cutoff=3.0

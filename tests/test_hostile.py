@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mlip.model.network import NetworkConfig
+from mlip.model.file import save_model
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import untrained
-from mlip.training.checkpoint import save_model
 
 MOST_SECONDS = 30.0  # of one core, beside imports
 MOST_BYTES = 1.2e9  # half of it jax

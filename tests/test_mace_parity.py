@@ -11,8 +11,8 @@ import pytest
 
 from mlip import cli
 from mlip.data.structure import to_ase
-from mlip.deploy.mace import from_mace
-from mlip.simulation.calculator import Calculator
+from mlip.engines.ase import Calculator
+from mlip.model.mace.from_torch import from_mace
 
 torch = pytest.importorskip("torch", reason="torch and mace-torch are not installed")
 pytest.importorskip("mace", reason="mace-torch is not installed")

@@ -14,14 +14,14 @@ from conftest import SPECIES, make_structure
 import mlip
 from mlip.cli import main
 from mlip.data.graph import Shape, build_table, pad
-from mlip.deploy.estimate import memory
 from mlip.model import memory as available
 from mlip.model import potential as potentials
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.memory import peak_bytes
-from mlip.model.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.quickstart import data_file
 from mlip.training import loop
+from mlip.training.estimate import memory
 
 SMALL = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0)
 
@@ -99,7 +99,7 @@ import re, sys
 from pathlib import Path
 import ase.build
 import mlip
-from mlip.deploy.estimate import memory
+from mlip.training.estimate import memory
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])

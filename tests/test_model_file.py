@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 from conftest import make_structure, predict
 
-from mlip.model.network import NetworkConfig
+from mlip.model.file import _digest, load_model, save_model
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import untrained
-from mlip.training.checkpoint import _digest, load_model, save_model
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(tmp_path):
 def test_kill_9_while_saving_leaves_a_loadable_file(tmp_path):
     script = """
 import sys
-from mlip.model.network import NetworkConfig
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import untrained
-from mlip.training.checkpoint import save_model
+from mlip.model.file import save_model
 potential = untrained(NetworkConfig(channels=128, hidden_l=1), ["H", "O"])
 print("ready", flush=True)
 while True:

@@ -7,9 +7,9 @@ from ase.build import bulk
 from conftest import make_potential, make_structure
 
 from mlip.data.structure import from_ase, to_ase
-from mlip.simulation.calculator import Calculator
+from mlip.engines.ase import Calculator
+from mlip.relaxation.relax import RelaxationConfig, relax
 from mlip.simulation.dynamics import DynamicsConfig, run
-from mlip.simulation.relaxation import RelaxationConfig, relax
 
 pytestmark = pytest.mark.versions
 DTYPES = ("float32", "float64")

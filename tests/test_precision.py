@@ -13,7 +13,7 @@ from conftest import CONFIGS, SHAPE, SPECIES, make_structure
 import mlip
 from mlip.data.graph import Shape, build_table, pad, pad_labels
 from mlip.data.structure import Structure
-from mlip.simulation.jaxmd import energy_fn, neighbor_fn
+from mlip.engines.jaxmd import energy_fn, neighbor_fn
 from mlip.training.loss import LossConfig, loss_and_gradient
 
 pytestmark = pytest.mark.versions

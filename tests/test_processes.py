@@ -24,7 +24,7 @@ USES = {
     "calculator": "atoms.calc = mlip.Calculator(potential); atoms.get_forces()",
     "relaxation and dynamics": """
 from mlip.simulation.dynamics import DynamicsConfig, run
-from mlip.simulation.relaxation import RelaxationConfig, relax
+from mlip.relaxation.relax import RelaxationConfig, relax
 relax(potential, structure, RelaxationConfig(max_force=10.0))
 run(potential, structure, DynamicsConfig(steps=2, save_every=2))
 """,

@@ -21,16 +21,18 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from scipy.spatial.distance import pdist
 
 from mlip.data.structure import Structure, from_ase, to_ase
+from mlip.engines.ase import Calculator
+from mlip.model.file import save_model
+from mlip.relaxation import descent
+from mlip.relaxation import relax as relaxation
+from mlip.relaxation.descent import Descent, Problem, free_strains
+from mlip.relaxation.minimizers import OPTIMIZERS, Fire
+from mlip.relaxation.relax import RelaxationConfig, Start, relax
 from mlip.runtime import Stop
-from mlip.simulation import descent, relaxation, setup
-from mlip.simulation.calculator import Calculator
-from mlip.simulation.descent import Descent, Problem, free_strains
+from mlip.simulation import setup
 from mlip.simulation.engine import choose
-from mlip.simulation.minimizers import OPTIMIZERS, Fire
 from mlip.simulation.neighbors import plan
-from mlip.simulation.relaxation import RelaxationConfig, Start, relax
 from mlip.simulation.setup import read_starts
-from mlip.training.checkpoint import save_model
 from mlip.units import GPA
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,10 @@ import pytest
 from pairs import argon, crystal
 
 from mlip.data.structure import to_ase
-from mlip.model.network import NetworkConfig
+from mlip.model.file import save_model
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.simulation.dynamics import DynamicsConfig, Start, run
-from mlip.training.checkpoint import save_model
 
 # All that a state can hold: random numbers, a cell in motion, chains, tables that are renewed.
 CONFIG = DynamicsConfig(

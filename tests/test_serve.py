@@ -17,8 +17,8 @@ from conftest import CONFIGS, make_structure
 
 import mlip
 from mlip.data.structure import Structure, to_ase
-from mlip.simulation.calculator import Calculator
-from mlip.simulation.serve import serve, what_is_served
+from mlip.engines.ase import Calculator
+from mlip.engines.ipi import serve, what_is_served
 
 BEADS, STEPS = 4, 12
 INPUT = """

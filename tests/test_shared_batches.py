@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from mlip.model.file import load_model
 from mlip.quickstart import data_file
-from mlip.training.checkpoint import load_model
 
 CONFIG = """
 train = "train.xyz"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import random_rotation
 
-from mlip.model.layer import paths
+from mlip.model.mace.layer import paths
 from mlip.model.radial import SILU_GAIN
 from mlip.model.so3 import L_MAX, coupling, spherical_harmonics, symmetric_coupling
 

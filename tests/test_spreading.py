@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from mlip.deploy.spread import whole_shares
-from mlip.simulation.calculator import Calculator
+from mlip.engines.ase import Calculator
+from mlip.model.spread import whole_shares
 
 PROGRAM = """
 import sys
@@ -18,7 +18,7 @@ sys.path.insert(0, {tests!r})
 from conftest import CONFIGS, make_structure
 import mlip
 from mlip.data.structure import to_ase
-from mlip.deploy import spread
+from mlip.model import spread
 from mlip.model import potential as potentials
 
 assert len(jax.devices()) == 4

@@ -22,12 +22,12 @@ from mlip.config import to_toml
 from mlip.data.dataset import read
 from mlip.data.graph import build_table, pad, pad_labels
 from mlip.data.structure import to_ase
-from mlip.model.network import NetworkConfig
+from mlip.model.file import RunStates
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import energies_and_pull, forces_and_stress, untrained
 from mlip.quickstart import data_file
 from mlip.training import checkpoint, optimizer
 from mlip.training.batches import Frames
-from mlip.training.checkpoint import RunStates
 from mlip.training.loop import train
 from mlip.training.loss import LossConfig, batch_loss, label_counts, loss_and_gradient
 from mlip.training.optimizer import OptimizerConfig
@@ -69,7 +69,7 @@ def rows_of(run):
     ids=["mse", "huber"],
 )
 def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, network, monkeypatch):
-    monkeypatch.setattr("mlip.model.network.AT_LEAST", 0)
+    monkeypatch.setattr("mlip.model.mace.network.AT_LEAST", 0)
     config = LossConfig(loss=loss, huber_delta=0.1)
     potential = untrained(network, (1, 8, 14), dtype="float64", average_neighbors=8)
     potential = replace(potential, block=2)
@@ -123,7 +123,7 @@ def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, netwo
 
 
 def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlip.model.network.AT_LEAST", 0)
+    monkeypatch.setattr("mlip.model.mace.network.AT_LEAST", 0)
     config = config_for(tmp_path, batch_size=5, dtype="float64")
     structures = [
         replace(s, energy=None) if i == 1 else s for i, s in enumerate(read(config.train))

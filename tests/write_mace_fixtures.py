@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mace_cases
 
-from mlip.deploy.mace import from_mace
-from mlip.training.checkpoint import save_model
+from mlip.model.file import save_model
+from mlip.model.mace.from_torch import from_mace
 
 FOLDER = Path(__file__).parent / "fixtures"
 NAMES = ("hidden vectors", "MACE", "gaussian agnesi", "like mpa-0")

@@ -10,7 +10,7 @@ import mlip
 from mlip import programs
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
-from mlip.deploy.fold import fold
+from mlip.model.mace.fold import fold
 
 PACKAGES = ("mlip-jax", "jax", "jaxlib", "numpy")
 
@@ -157,7 +157,7 @@ def relaxation(potential, n_steps):
     """So many steps of positions and cell, from one start, planning and tables included."""
 
     def prepare(frames):
-        from mlip.simulation.relaxation import RelaxationConfig, relax
+        from mlip.relaxation.relax import RelaxationConfig, relax
 
         structures = [from_ase(atoms) for atoms in frames]
         config = RelaxationConfig(cell="full", max_force=1e-12, steps=n_steps, dtype="float32")

@@ -31,7 +31,7 @@ def run(arguments):
         refuse_unless_overwriting(path, arguments)
     keys, cutoff, predict = settings.from_flags(LabelKeys, arguments), arguments.cutoff, None
     if arguments.model:
-        from mlip.training.checkpoint import load_model
+        from mlip.model.file import load_model
 
         potential = load_model(arguments.model, "float64")
         cutoff = potential.config.cutoff if cutoff is None else cutoff

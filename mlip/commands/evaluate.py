@@ -8,15 +8,15 @@ from mlip import config as settings
 from mlip.data.checks.doctor import check
 from mlip.data.dataset import read
 from mlip.data.labels import LabelKeys
-from mlip.deploy.fold import fold
 from mlip.files import atomic_write
+from mlip.model.file import load_model
+from mlip.model.mace.fold import fold
 from mlip.programs import keep_compiled_programs
 from mlip.report.figures import write_parity
 from mlip.report.fit import report_evaluation
 from mlip.report.page import require_place
 from mlip.runtime import use_all_cores
 from mlip.screen import metrics_table, print_to_screen
-from mlip.training.checkpoint import load_model
 from mlip.training.evaluation import metrics, parity
 
 

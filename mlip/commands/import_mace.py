@@ -1,8 +1,8 @@
 """`mlip import-mace`: turn a trained MACE model of mace-torch into a model file."""
 
 from mlip.commands.overwriting import add_overwrite, refuse_unless_overwriting
-from mlip.deploy.mace import read_mace
-from mlip.training.checkpoint import save_model
+from mlip.model.file import save_model
+from mlip.model.mace.from_torch import read_mace
 
 
 def describe(parser):

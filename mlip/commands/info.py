@@ -2,9 +2,9 @@
 
 import json
 
+from mlip.model.file import load_model
 from mlip.programs import keep_compiled_programs
 from mlip.screen import card, memory_lines, print_to_screen
-from mlip.training.checkpoint import load_model
 
 
 def describe(parser):
@@ -20,7 +20,7 @@ def run(arguments):
     potential = load_model(arguments.model)
     table = card(potential)
     if arguments.atoms is not None:
-        from mlip.deploy.estimate import memory
+        from mlip.training.estimate import memory
 
         keep_compiled_programs()
         needs = memory(potential, arguments.atoms, arguments.density)

@@ -4,9 +4,9 @@ import dataclasses
 
 from mlip import config as settings
 from mlip.commands.overwriting import add_overwrite, refuse_unless_overwriting
-from mlip.model.network import NetworkConfig
+from mlip.model.file import save_model
+from mlip.model.mace.network import NetworkConfig
 from mlip.model.potential import untrained
-from mlip.training.checkpoint import save_model
 
 
 def describe(parser):

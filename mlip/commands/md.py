@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 
 from mlip import config as settings
+from mlip.model.file import load_model
 from mlip.report.dynamics import report_dynamics
 from mlip.report.page import require_place
 from mlip.runtime import Stop, use_all_cores
 from mlip.screen import DynamicsScreen, dynamics_table, print_to_screen
 from mlip.simulation.dynamics import run as simulate
 from mlip.simulation.setup import DynamicsConfig, read_starts
-from mlip.training.checkpoint import load_model
 
 
 def describe(parser):

@@ -2,12 +2,12 @@
 
 from mlip import config as settings
 from mlip.commands.overwriting import add_overwrite
+from mlip.model.file import load_model
+from mlip.relaxation.relax import relax as run_relaxation
+from mlip.relaxation.results import RelaxationConfig
 from mlip.runtime import Stop, use_all_cores
 from mlip.screen import RelaxationScreen, print_to_screen, relaxation_table
-from mlip.simulation.relaxation import relax as run_relaxation
-from mlip.simulation.relaxed import RelaxationConfig
 from mlip.simulation.setup import read_starts
-from mlip.training.checkpoint import load_model
 
 
 def describe(parser):

@@ -1,9 +1,9 @@
 """`mlip serve`: give energies and forces to an engine such as i-PI through a socket."""
 
 from mlip.data.dataset import read
+from mlip.engines.ipi import serve as run_client
+from mlip.engines.ipi import what_is_served
 from mlip.runtime import use_all_cores
-from mlip.simulation.serve import serve as run_client
-from mlip.simulation.serve import what_is_served
 
 
 def describe(parser):

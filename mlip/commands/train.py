@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from mlip import config as settings
-from mlip.model.network import NetworkConfig
+from mlip.model.mace.network import NetworkConfig
 from mlip.report.fit import report_training
 from mlip.runtime import Stop, use_all_cores
 from mlip.screen import Screen

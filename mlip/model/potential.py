@@ -10,8 +10,8 @@ import numpy as np
 from mlip.data.graph import Graph, Shape, build_table, pack, pad
 from mlip.data.structure import COVALENT_RADII, Structure, number_of, symbol
 from mlip.model.blocks import block_size, collect_slots
+from mlip.model.mace.network import Network, NetworkConfig, initialize
 from mlip.model.memory import free_bytes, needed_bytes, require_room
-from mlip.model.network import Network, NetworkConfig, initialize
 from mlip.model.radial import in_float64, zbl_energy
 from mlip.programs import note_computing, program
 

@@ -8,10 +8,10 @@ import numpy as np
 from mlip import config as settings
 from mlip.data.neighbors import neighbor_list
 from mlip.data.structure import Unusable, from_ase, mass, symbol
+from mlip.model.file import fingerprint
 from mlip.report import figures
 from mlip.report.page import Figure, Section, Table, pairs, provenance, write
 from mlip.simulation.trajectory import COLUMNS, summary
-from mlip.training.checkpoint import fingerprint
 from mlip.training.setup import file_card
 
 MOST_FRAMES = 200  # of the first system that are read

@@ -9,10 +9,10 @@ import numpy as np
 from mlip import config as settings
 from mlip.data.checks.findings import listed
 from mlip.data.structure import symbol
+from mlip.model.file import fingerprint, load_model
 from mlip.report import figures, probes
 from mlip.report.page import Figure, Section, Table, pairs, provenance, write
 from mlip.screen import card, summary_table
-from mlip.training.checkpoint import fingerprint, load_model
 from mlip.training.evaluation import error_rows, metrics, parity
 from mlip.training.setup import TrainConfig, divide, file_card, look_over
 from mlip.units import MEV

@@ -9,8 +9,8 @@ import numpy as np
 from mlip.data.checks.sample import VACUUM, gaps_of
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import Structure, symbol
-from mlip.deploy.fold import fold
-from mlip.deploy.tables import NoTables
+from mlip.model.mace.fold import fold
+from mlip.model.mace.tables import NoTables
 from mlip.model.potential import MOST_STRUCTURES, round_up
 from mlip.simulation.dynamics import run
 from mlip.simulation.setup import DynamicsConfig

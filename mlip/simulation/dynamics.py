@@ -14,7 +14,7 @@ import numpy as np
 from ase import units
 
 from mlip.data.structure import Structure
-from mlip.deploy.fold import fold
+from mlip.model.mace.fold import fold
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.programs import keep_compiled_programs
 from mlip.runtime import Stop, stop_signals
@@ -22,14 +22,13 @@ from mlip.simulation import engine as engines
 from mlip.simulation import setup
 from mlip.simulation.engine import Engine
 from mlip.simulation.integrators import Method
-from mlip.simulation.jaxmd import energy_fn, neighbor_fn
 from mlip.simulation.neighbors import make_room, plan
 from mlip.simulation.restart import read_checkpoint, restore, settings_of, write_checkpoint
 from mlip.simulation.setup import DynamicsConfig, Start
 from mlip.simulation.trajectory import Files, Frame, Trajectory
 from mlip.units import GPA
 
-__all__ = ["DynamicsConfig", "Start", "Trajectory", "energy_fn", "neighbor_fn", "run"]
+__all__ = ["DynamicsConfig", "Start", "Trajectory", "run"]
 
 CALL_SECONDS = 2.0  # about how long the device is left alone
 MOST_ATTEMPTS = 4  # to make room in a step, beyond which atoms have collapsed

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from mlip.deploy.spread import evaluate_spread
 from mlip.model.potential import Weights, energies_and_pull, forces_and_stress, per_structure
+from mlip.model.spread import evaluate_spread
 from mlip.programs import program
 from mlip.simulation import integrators
 from mlip.simulation.integrators import Bodies, Method, State, Surroundings

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.files import atomic_write
+from mlip.model.file import fingerprint
 from mlip.simulation.neighbors import Grid, Room
-from mlip.training.checkpoint import fingerprint
 
 # Settings that may differ when a run goes on.
 FREE = ("steps", "checkpoint_every")

@@ -14,8 +14,8 @@ from mlip.data.dataset import closest_pairs, read_frames
 from mlip.data.graph import build_table
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, from_ase
-from mlip.deploy.fold import FoldedPotential
-from mlip.deploy.spread import whole_shares
+from mlip.model.mace.fold import FoldedPotential
+from mlip.model.spread import whole_shares
 from mlip.simulation.engine import Course, Limits, Setting, Systems
 from mlip.simulation.integrators import (
     CELL_MOTIONS,

@@ -8,8 +8,8 @@ import numpy as np
 
 from mlip.data.dataset import AtomicEnergies, atomic_energies
 from mlip.data.structure import symbol
-from mlip.model.network import NetworkConfig
-from mlip.training.checkpoint import load_model
+from mlip.model.file import load_model
+from mlip.model.mace.network import NetworkConfig
 
 TRAINABLE = ("all", "last", "readouts")
 UNSEEN = ("refuse", "add")

@@ -15,15 +15,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from mlip import config as settings
 from mlip.files import atomic_write
+from mlip.model.file import load_model, save_model
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.potential import MANY_SLOTS
 from mlip.programs import keep_compiled_programs
 from mlip.runtime import Stop, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
-from mlip.training.checkpoint import RunStates, load_model, save_model
 from mlip.training.finetune import adopt_network, names_that_move
 from mlip.training.setup import check_folder, prepare
+from mlip.training.states import RunStates
 from mlip.training.step import AXIS, SAME, TrainState, error_sums, train_step
 from mlip.units import MEV
 

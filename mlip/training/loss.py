@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from mlip.model.network import SLOTS_AT_ONCE
+from mlip.model.mace.network import SLOTS_AT_ONCE
 from mlip.model.potential import atom_energies, energies_and_pull, forces_and_stress, per_structure
 
 KINDS = ("mse", "huber")

@@ -23,7 +23,7 @@ from mlip.data.dataset import (
 from mlip.data.graph import build_table
 from mlip.data.labels import LabelKeys
 from mlip.data.structure import symbol
-from mlip.model.network import Network, NetworkConfig, initialize
+from mlip.model.mace.network import Network, NetworkConfig, initialize
 from mlip.model.potential import DTYPES, Potential
 from mlip.training.batches import Frames
 from mlip.training.finetune import TRAINABLE, UNSEEN, start_from

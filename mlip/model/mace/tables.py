@@ -6,7 +6,7 @@ import math
 import numpy as np
 from scipy.interpolate import BSpline, make_interp_spline
 
-from mlip.deploy.splines import DEGREE
+from mlip.model.mace.splines import DEGREE
 from mlip.model.radial import SILU_GAIN, envelope, radial_basis, transform_distance
 
 # Largest error of the splines and of their slopes, relative to the largest function beyond the

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from mlip.data.structure import COVALENT_RADII, number_of, symbol
-from mlip.deploy.folded import FoldedNetwork
-from mlip.deploy.spread import SENT, devices_for, evaluate_spread, spread_out
-from mlip.deploy.tables import edge_density, few_functions, fit, radial_functions
-from mlip.model.layer import paths
+from mlip.model.mace.folded import FoldedNetwork
+from mlip.model.mace.layer import paths
+from mlip.model.mace.tables import edge_density, few_functions, fit, radial_functions
 from mlip.model.potential import Potential
+from mlip.model.spread import SENT, devices_for, evaluate_spread, spread_out
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mlip.model.layer import paths
+from mlip.model.mace.layer import paths
 from mlip.model.radial import SILU_GAIN
 from mlip.model.so3 import symmetric_coupling
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mlip.data.structure import COVALENT_RADII
-from mlip.deploy.mace_weights import (
+from mlip.model.mace.network import Network, NetworkConfig, parameter_shapes
+from mlip.model.mace.torch_weights import (
     INTERACTIONS,
     array,
     contractions,
@@ -21,7 +22,6 @@ from mlip.deploy.mace_weights import (
     refuse,
     require_type,
 )
-from mlip.model.network import Network, NetworkConfig, parameter_shapes
 from mlip.model.potential import DTYPES, Potential
 from mlip.model.radial import (
     AGNESI_A,

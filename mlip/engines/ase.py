@@ -10,13 +10,13 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.neighbors import table_holds
 from mlip.data.structure import from_ase
-from mlip.deploy.fold import fold
-from mlip.deploy.spread import whole_shares
-from mlip.deploy.tables import NoTables
+from mlip.model.file import load_model
+from mlip.model.mace.fold import fold
+from mlip.model.mace.tables import NoTables
 from mlip.model.potential import Potential, double_sums, round_up
+from mlip.model.spread import whole_shares
 from mlip.programs import keep_compiled_programs
 from mlip.simulation.neighbors import narrow, with_spare
-from mlip.training.checkpoint import load_model
 
 
 class Calculator(AseCalculator):

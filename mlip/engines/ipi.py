@@ -9,7 +9,7 @@ from ase.calculators.socketio import (
 )
 
 from mlip.data.structure import to_ase
-from mlip.simulation.calculator import Calculator
+from mlip.engines.ase import Calculator
 
 HOST, PORT = "localhost", 31415  # i-PI's own defaults
 

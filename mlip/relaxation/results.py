@@ -16,9 +16,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, to_ase
 from mlip.files import append, atomic_write
+from mlip.relaxation.descent import CELLS, STRAINS, free_strains
+from mlip.relaxation.minimizers import OPTIMIZERS
 from mlip.simulation import setup
-from mlip.simulation.descent import CELLS, STRAINS, free_strains
-from mlip.simulation.minimizers import OPTIMIZERS
 
 # Smallest limits for float32, eV/Å and GPa: 3 and 10 times those that relaxations of silicon with
 # defects reached in as many steps as in float64. For 1e-5 eV/Å they took twice as many.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mlip.data.graph import Graph, Labels
-from mlip.deploy.fold import FoldedPotential, fold
+from mlip.model.mace.fold import FoldedPotential, fold
 from mlip.model.memory import peak_bytes
 from mlip.model.potential import double_sums, evaluate_graph, round_up
 from mlip.training import optimizer

@@ -1,11 +1,11 @@
 """The network of a trained potential with constant parameters: the same function, less work.
 
-It differs from `mlip.model.network` in form only. The radial networks are tables of splines. In
-the first layer features depend on the species alone, so that sums over neighbours are mixed before
-they are taken (several species: in the tables) or after (one species: sums of a few dozen radial
-functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 2019). Where radial
-functions depend on both elements, every pair of species has tables of its own. The last layer's
-derivative is taken together with its value, atoms block by block.
+It differs from `mlip.model.mace.network` in form only. The radial networks are tables of splines.
+In the first layer features depend on the species alone, so that sums over neighbours are mixed
+before they are taken (several species: in the tables) or after (one species: sums of a few dozen
+radial functions, as in the atomic cluster expansion, Drautz, Phys. Rev. B 99, 014104, 2019). Where
+radial functions depend on both elements, every pair of species has tables of its own. The last
+layer's derivative is taken together with its value, atoms block by block.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip.deploy.splines import DEGREE, spline, spline_weights
 from mlip.model.blocks import (
     collect_slots,
     from_all_devices,
@@ -22,8 +21,9 @@ from mlip.model.blocks import (
     map_blocks,
     to_own_devices,
 )
-from mlip.model.layer import paths, rows_of_species, through_species
-from mlip.model.network import NetworkConfig
+from mlip.model.mace.layer import paths, rows_of_species, through_species
+from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.splines import DEGREE, spline, spline_weights
 from mlip.model.radial import SILU_GAIN, in_float64
 from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, unstack
 

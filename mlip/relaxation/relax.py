@@ -1,7 +1,7 @@
 """Relaxation: atoms, and if wanted their cell, go to a minimum of the energy or the enthalpy.
 
 Many structures relax side by side on the device, each until it has converged; then the next one
-takes its place. The host plans, writes and watches; steps are taken by `mlip.simulation.descent`.
+takes its place. The host plans, writes and watches; steps are taken by `mlip.relaxation.descent`.
 """
 
 import functools
@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.structure import Structure
-from mlip.deploy.fold import FoldedPotential, fold
+from mlip.model.mace.fold import FoldedPotential, fold
 from mlip.model.memory import free_bytes, needed_bytes, require_room
 from mlip.model.potential import MANY_SLOTS
 from mlip.programs import keep_compiled_programs
+from mlip.relaxation import descent
+from mlip.relaxation.descent import Bodies, Descent, Problem, Terms, free_strains
+from mlip.relaxation.results import Files, RelaxationConfig, Relaxed, check_starts
 from mlip.runtime import Stop, stop_signals
-from mlip.simulation import descent, setup
 from mlip.simulation import engine as engines
-from mlip.simulation.descent import Bodies, Descent, Problem, Terms, free_strains
+from mlip.simulation import setup
 from mlip.simulation.neighbors import make_room, plan
-from mlip.simulation.relaxed import Files, RelaxationConfig, Relaxed, check_starts
 from mlip.simulation.setup import Start
 from mlip.units import GPA
 

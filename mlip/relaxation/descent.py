@@ -27,6 +27,7 @@ import numpy as np
 
 from mlip.model.potential import Weights
 from mlip.programs import program
+from mlip.relaxation.minimizers import OPTIMIZERS, Fire, Lbfgs, norm, wide
 from mlip.simulation.engine import (
     NOT_FINITE,
     TOO_CLOSE,
@@ -37,7 +38,6 @@ from mlip.simulation.engine import (
     evaluate,
     find,
 )
-from mlip.simulation.minimizers import OPTIMIZERS, Fire, Lbfgs, norm, wide
 from mlip.simulation.neighbors import Neighbors, Room
 
 CELLS = ("fixed", "full", "hydrostatic", "shape")

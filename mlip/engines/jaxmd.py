@@ -12,8 +12,8 @@ import numpy as np
 
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import from_ase, to_ase
-from mlip.deploy.fold import fold
 from mlip.model.blocks import gather_senders
+from mlip.model.mace.fold import fold
 from mlip.model.potential import atom_energies
 from mlip.simulation.neighbors import Grid, Neighbors, Room, plan, search, times
 

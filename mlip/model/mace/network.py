@@ -16,7 +16,7 @@ import numpy as np
 
 from mlip.data.graph import Graph
 from mlip.model.blocks import gather_senders, map_blocks, pair_up
-from mlip.model.layer import layer_shapes, mix_degrees, pass_layer
+from mlip.model.mace.layer import layer_shapes, mix_degrees, pass_layer
 from mlip.model.radial import BASES, TRANSFORMS
 from mlip.model.so3 import L_MAX
 

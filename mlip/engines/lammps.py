@@ -2,9 +2,9 @@
 
 LAMMPS keeps the atoms, their ranks and the integrator; `fix external` asks this module for
 energies, forces and virial at every step. Each rank computes its own atoms (see
-`mlip.deploy.halo`).
+`mlip.engines.halo`).
 
-    from mlip.deploy.lammps import drive, start
+    from mlip.engines.lammps import drive, start
 
     engine = start()
     engine.file("in.system")  # units metal, box, atoms, pair_style zero, comm_modify cutoff
@@ -27,8 +27,9 @@ import numpy as np
 from mlip.data.graph import Graph
 from mlip.data.neighbors import heights
 from mlip.data.structure import Structure, mass, number_of, symbol
-from mlip.deploy.fold import FoldedPotential, fold
-from mlip.deploy.halo import cut_out, find_halo
+from mlip.engines.halo import cut_out, find_halo
+from mlip.model.file import load_model
+from mlip.model.mace.fold import FoldedPotential, fold
 from mlip.model.potential import (
     Potential,
     double_sums,
@@ -36,7 +37,6 @@ from mlip.model.potential import (
     forces_and_stress,
 )
 from mlip.programs import keep_compiled_programs, program
-from mlip.training.checkpoint import load_model
 
 FIX = "mlip"  # name of the fix in LAMMPS
 USUAL_SKIN = 2.0  # Å, LAMMPS's own skin in metal units
