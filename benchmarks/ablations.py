@@ -202,15 +202,15 @@ def steep_rate(config, step, progress):
 
 def replaced(**functions):
     """Put functions in the place of the package's."""
-    from mlip.model.mace import layer, network
-    from mlip.training import optimizer, setup
+    from mlip.model.mace import layer, model, network
+    from mlip.training import optimizer
 
     homes = {
         "radial_network": layer,
         "transform_distance": layer,
         "layer_shapes": network,
         "mix_degrees": network,
-        "initialize": setup,
+        "initialize": model,
         "rate": optimizer.OptimizerConfig,
     }
     for name, function in functions.items():

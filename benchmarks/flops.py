@@ -64,21 +64,21 @@ def of_evaluation(wanted):
     import mlip
     from mlip.data.graph import Shape, build_table, pad
     from mlip.data.structure import from_ase
-    from mlip.model.memory import peak_bytes
+    from mlip.model.execution import peak_bytes
     from mlip.model.potential import evaluate_graph
 
     atoms, _ = structures.make(wanted["structure"])
     config = mlip.NetworkConfig(cutoff=wanted["cutoff"], **wanted["network"])
     potential = mlip.untrained(config, {int(z) for z in atoms.numbers})
     if wanted["folded"]:
-        from mlip.model.mace.fold import fold
+        from mlip.model.fold import fold
 
         potential = fold(potential)
     structure = from_ase(atoms)
     table = build_table(structure, config.cutoff)
     frame = (potential.species_of(structure), structure, table)
     graph = pad([frame], Shape(*table.size(), 2), config.cutoff)
-    traced = evaluate_graph.jitted.trace(potential.network, potential.weights, graph)
+    traced = evaluate_graph.jitted.trace(potential.surface, potential.weights, graph)
     compiled = traced.lower().compile()
     return {"flops": count(traced.jaxpr.jaxpr), "bytes": peak_bytes(compiled)}
 

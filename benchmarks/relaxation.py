@@ -34,7 +34,7 @@ COLUMNS = {
 
 def trained(name, minutes, folder):
     """A model of a set that ships with the package."""
-    from mlip.model.mace.network import NetworkConfig
+    from mlip.model.mace.model import NetworkConfig
     from mlip.quickstart import data_file
     from mlip.training.loop import train
     from mlip.training.setup import TrainConfig

@@ -20,8 +20,9 @@ parser.add_argument("model", nargs="?", help="model.safetensors that knows silic
 parser.add_argument("--steps", type=int, default=200)
 args = parser.parse_args()
 
-network = mlip.NetworkConfig(channels=8, radial_widths=(8,), cutoff=4.0, zbl=True)
-potential = mlip.load(args.model) if args.model else mlip.untrained(network, ["Si"])
+network = mlip.NetworkConfig(channels=8, radial_widths=(8,), cutoff=4.0)
+zbl = mlip.TermsConfig(zbl=True)
+potential = mlip.load(args.model) if args.model else mlip.untrained(network, ["Si"], terms=zbl)
 potential = potential.with_dtype("float64")
 structure = mlip.from_ase(bulk("Si", cubic=True))  # 8 atoms, 5.43 Å: smaller than twice the cutoff
 timestep, kt = 1.0 * units.fs, 300 * units.kB

@@ -6,7 +6,7 @@ mpiexec -n 2 python examples/04_lammps.py model.safetensors --steps 1000
 
 import argparse
 
-from mlip import NetworkConfig, untrained
+from mlip import NetworkConfig, TermsConfig, untrained
 from mlip.engines.lammps import drive, start
 
 parser = argparse.ArgumentParser()
@@ -15,8 +15,8 @@ parser.add_argument("--cells", type=int, default=3, help="of 8 atoms along each 
 parser.add_argument("--steps", type=int, default=20)
 args = parser.parse_args()
 
-small = NetworkConfig(channels=4, radial_widths=(8,), cutoff=4.0, zbl=True)
-model = args.model or untrained(small, ["Si"])
+small = NetworkConfig(channels=4, radial_widths=(8,), cutoff=4.0)
+model = args.model or untrained(small, ["Si"], terms=TermsConfig(zbl=True))
 
 # Arguments of LAMMPS's own command line; without -screen none it prints its table.
 engine = start(["-log", "none"])

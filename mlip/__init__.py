@@ -8,6 +8,7 @@ The package reads downwards; a module imports only from those above it.
     programs.py            compiled programs: options of XLA, where they are kept, who may run them
     config.py              TOML or flags → frozen dataclasses
     data/                  host side, NumPy in float64
+        quantities.py      the table of quantities: labels, predictions, units, weights
         structure.py       Structure: one configuration with optional labels; ASE in and out
         neighbors.py       all pairs within a cutoff, any cell
         graph.py           Graph and Labels: tables of neighbours, padding, batches; conventions
@@ -28,17 +29,22 @@ The package reads downwards; a module imports only from those above it.
         so3.py             spherical harmonics, coupling coefficients, symmetric products
         blocks.py          atoms a few at a time, and what crosses between them
         radial.py          smooth cutoff, radial bases, distance transforms, ZBL repulsion
-        memory.py          what a compiled program needs, and what is free
-        mace/              the network of the MACE family
-            layer.py       one layer: sums over neighbours, symmetric products, readout
-            network.py     NetworkConfig and the network: displacements → energy per atom
-        potential.py       Potential: energy, forces, stress by one derivative
+        execution.py       blocks, sizes, devices, memory: how models are computed, as one value
+        outputs.py         what a model gives
+        contract.py        what a model is; flax modules as models
+        terms.py           terms of the energy beside the model's, and their sum
+        derivatives.py     forces and stress
+        potential.py       Potential: a model with its parameters, for structures
         spread.py          one system over several devices
-        mace/
+        fold.py            fold(): potential → the same for constant parameters
+        mace/              the networks of the MACE family
+            layer.py       one layer: sums over neighbours, symmetric products, readout
+            network.py     the network: displacements → energy per atom
             splines.py     functions of the distance as splines, looked up in tables
             tables.py      such tables of a trained potential's radial functions
             folded.py      the network with constant parameters: tables instead of perceptrons
-            fold.py        fold(): potential → folded potential
+            merge.py       parameters of a trained network → those of the folded one
+            model.py       NetworkConfig and the models of the family
             torch_weights.py   weights of mace-torch's modules
             from_torch.py  models of mace-torch → potentials
         file.py            the one model file
@@ -109,7 +115,7 @@ _HOMES = {
     "LabelKeys": "mlip.data.labels",
     "read": "mlip.data.dataset",
     "check": "mlip.data.checks.doctor",
-    "NetworkConfig": "mlip.model.mace.network",
+    "NetworkConfig": "mlip.model.mace.model",
     "Potential": "mlip.model.potential",
     "Prediction": "mlip.model.potential",
     "untrained": "mlip.model.potential",
@@ -119,7 +125,7 @@ _HOMES = {
     "train": "mlip.training.loop",
     "save": "mlip.model.file",
     "load": "mlip.model.file",
-    "fold": "mlip.model.mace.fold",
+    "fold": "mlip.model.fold",
     "Calculator": "mlip.engines.ase",
     "run": "mlip.simulation.dynamics",
     "DynamicsConfig": "mlip.simulation.setup",
@@ -132,6 +138,11 @@ _HOMES = {
     "energy_fn": "mlip.engines.jaxmd",
     "neighbor_fn": "mlip.engines.jaxmd",
     "compiler_options": "mlip.programs",
+    "Graph": "mlip.data.graph",
+    "Outputs": "mlip.model.outputs",
+    "TermsConfig": "mlip.model.terms",
+    "register": "mlip.model.contract",
+    "smooth_cutoff": "mlip.model.radial",
 }
 _RENAMED = {"save": "save_model", "load": "load_model"}
 

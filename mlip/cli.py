@@ -51,6 +51,10 @@ def _run(arguments):
     if unknown:
         parser.error(_unknown(unknown[0], known.parser))
     try:
+        if known.model_class:
+            from mlip.model.contract import import_class
+
+            import_class(known.model_class)
         return known.run(known) or 0
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         if known.debug:
@@ -79,6 +83,8 @@ def build_parser(*chosen):
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+        text = "class of a network of your own, as my_package.my_module:MyNetwork"
+        command.add_argument("--model-class", metavar="CLASS", help=text)
         if name in chosen:
             module = importlib.import_module(f"mlip.commands.{name.replace('-', '_')}")
             module.describe(command)

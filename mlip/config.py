@@ -40,23 +40,27 @@ def from_toml(cls, path):
     return from_table(cls, read_toml(path))
 
 
-def from_table(cls, table):
+def from_table(cls, table, whole=None):
     """An instance of a dataclass from nested dictionaries.
+
+    Args:
+      whole: the dataclass that this one is a section of, for messages.
 
     Raises:
       ValueError: an unknown key (with the nearest valid one), a value of a wrong type, a setting
         without default that is not given.
     """
     hints, known = get_type_hints(cls), {field.name for field in fields(cls)}
+    table = _moved(cls, table)
     for key in table:
         if key not in known:
-            raise ValueError(_unknown(key, cls))
+            raise ValueError(_unknown(key, whole or cls, cls))
     values = {}
     for name, value in table.items():
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise ValueError(f"{name} is {value!r}; it is a section, written [{name}]")
-            values[name] = from_table(hints[name], value)
+            values[name] = from_table(hints[name], value, cls)
         else:
             values[name] = _convert(name, value, hints[name])
     needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
@@ -66,9 +70,20 @@ def from_table(cls, table):
     return cls(**values)
 
 
+def _moved(cls, table):
+    """The table with settings of earlier versions where they stand now, by `cls.MOVED`."""
+    table = dict(table)
+    for name, (old, new) in getattr(cls, "MOVED", {}).items():
+        if isinstance(table.get(old), dict) and name in table[old]:
+            rest = dict(table[old])
+            table[new] = {name: rest.pop(name), **table.get(new, {})}
+            table[old] = rest
+    return table
+
+
 def to_table(config):
-    """Nested dictionaries of all settings that have a value."""
-    return _given(asdict(config))
+    """Nested dictionaries of all settings that have a value; a table is one already."""
+    return _given(config if isinstance(config, dict) else asdict(config))
 
 
 def _given(table):
@@ -84,7 +99,7 @@ def to_toml(config):
     table = to_table(config)
     lines = [f"{k} = {_toml(v)}" for k, v in table.items() if not isinstance(v, dict)]
     for section, values in table.items():
-        if isinstance(values, dict):
+        if isinstance(values, dict) and values:
             lines += ["", f"[{section}]"] + [f"{k} = {_toml(v)}" for k, v in values.items()]
     return "\n".join(lines) + "\n"
 
@@ -100,10 +115,11 @@ def _toml(value):
     return repr(value)
 
 
-def _unknown(key, cls):
+def _unknown(key, whole, cls):
     """Message for a key that a dataclass does not have, naming the nearest and its section."""
-    places = {name: section for name, (section, _) in leaves(cls).items()}
-    names = [*places, *(f.name for f in fields(cls))]
+    places = {name: section for name, (section, _) in leaves(whole).items()}
+    names = [*places, *(f.name for f in fields(whole))] if whole is cls else fields(cls)
+    names = [getattr(name, "name", name) for name in names]
     near = difflib.get_close_matches(key, names, n=1)
     if key in places:
         return f"{key} belongs in the section [{places[key]}]"
@@ -169,6 +185,8 @@ def add_flags(parser, cls, section=None):
         text = text.replace("%", "%%")
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         kind = next(option for option in kinds if option is not type(None))
+        if kind is dict:  # a table of names that the dataclass does not know
+            continue
         if kind is bool:
             action = argparse.BooleanOptionalAction
             group.add_argument(flag, action=action, default=None, help=text)
@@ -197,6 +215,8 @@ def from_flags(cls, arguments, base=None):
 
 
 def _comments(cls):
-    """The comment beside each field, which is its help text too."""
+    """The comment beside each field, or its metadata `help`, which is its help text too."""
     pattern = re.compile(r"^    (\w+): [^#\n]*# (.*)$", re.MULTILINE)
-    return dict(pattern.findall(inspect.getsource(cls)))
+    beside = dict(pattern.findall(inspect.getsource(cls)))
+    told = {field.name: field.metadata.get("help") for field in fields(cls)}
+    return {name: text for name, text in told.items() if text} | beside

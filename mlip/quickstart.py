@@ -14,7 +14,7 @@ from mlip.data.dataset import read
 from mlip.data.structure import to_ase
 from mlip.engines.ase import Calculator
 from mlip.files import atomic_write
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.report.figures import write_parity
 from mlip.report.fit import report_training
 from mlip.screen import (

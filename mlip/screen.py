@@ -8,7 +8,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mlip.data.checks.findings import GRADES, listed
+from mlip.data.quantities import QUANTITIES
 from mlip.data.structure import symbol
+from mlip.model.terms import Zbl
 from mlip.simulation.trajectory import COLUMNS, summary
 from mlip.training.evaluation import error_rows
 
@@ -47,13 +49,9 @@ class Screen:
             self.bar.start()
         if row is not None:
             self.errors = "valid " + ", ".join(
-                f"{row[key]:.2f} {unit}"
-                for key, unit in (
-                    ("valid_energy_rmse_mev_per_atom", "meV/atom"),
-                    ("valid_forces_rmse_mev_per_A", "meV/Å"),
-                    ("valid_stress_rmse_mev_per_A3", "meV/Å³"),
-                )
-                if row[key] is not None
+                f"{row[key]:.2f} {quantity.shown}"
+                for name, quantity in QUANTITIES.items()
+                if row.get(key := f"valid_{name}_rmse_{quantity.suffix}") is not None
             )
             if time.monotonic() - self.last > LINE_SECONDS or fraction >= 1:
                 self.last = time.monotonic()
@@ -283,17 +281,11 @@ def card(potential):
     def listed(values):
         return ", ".join(f"{name} {value:.4f}" for name, value in zip(names, values))
 
-    config, training = potential.config, potential.training
-    hidden = " + ".join(f"{config.channels}x{l}{'eo'[l % 2]}" for l in range(config.hidden_l + 1))
+    terms, training = potential.surface.terms, potential.training
     return {
         "species": ", ".join(names),
-        "cutoff": f"{config.cutoff} Å, {config.layers} layers: atoms up to "
-        f"{config.cutoff * config.layers} Å apart influence each other",
-        "features": f"{hidden}, l_max {config.l_max}, correlation {config.correlation}",
-        "interactions": f"{config.first_interaction}, then {config.interaction}",
-        "radial functions": f"{config.n_radial} {config.radial_basis}, distance transform "
-        f"{config.distance_transform}",
-        "ZBL repulsion": "yes" if config.zbl else "no",
+        **potential.model.about(),
+        "ZBL repulsion": "yes" if any(isinstance(term, Zbl) for term in terms) else "no",
         "parameters": potential.n_parameters,
         "precision": potential.dtype,
         "E0 (eV)": listed(potential.e0),

@@ -6,5 +6,6 @@ MEV = 1000.0  # meV in one eV
 HARTREE = 27.211386245988  # eV in one Hartree (CODATA 2018)
 RYDBERG = HARTREE / 2
 BOHR = 0.529177210903  # Å in one Bohr (CODATA 2018)
+DEBYE = 0.20819433  # e·Å in one Debye (CODATA 2018)
 KJ_MOL = 0.01036426965  # eV per particle in one kJ/mol
 KCAL_MOL = 4.184 * KJ_MOL

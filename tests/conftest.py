@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Read when jax is imported. Compiled programs are kept for the run, for all processes in it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mlip-test-cache-"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # remarks of a cache that is not ours
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # LLVM takes a third of the time of most files to make programs fast that run but for a moment. The
 # passes of XLA are those of any user. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with all of them.
@@ -19,9 +20,10 @@ import pytest
 from mlip.data.graph import Shape, build_table, pack, pad
 from mlip.data.structure import Structure
 from mlip.model.file import load_model
-from mlip.model.mace.fold import fold
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.fold import fold
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import untrained
+from mlip.model.terms import TermsConfig
 from mlip.quickstart import data_file
 from mlip.training.loop import train
 from mlip.training.setup import TrainConfig
@@ -29,9 +31,7 @@ from mlip.training.setup import TrainConfig
 SPECIES = (1, 8, 14)
 CONFIGS = {
     "default": NetworkConfig(channels=4, radial_widths=(8, 8)),
-    "vectors": NetworkConfig(
-        channels=4, hidden_l=1, l_max=2, radial_widths=(8, 8), zbl=True, cutoff=4.0
-    ),
+    "vectors": NetworkConfig(channels=4, hidden_l=1, l_max=2, radial_widths=(8, 8), cutoff=4.0),
     "tensors": NetworkConfig(channels=3, hidden_l=2, correlation=2, radial_widths=(8,), cutoff=4.0),
     "densities": NetworkConfig(
         channels=3,
@@ -43,10 +43,11 @@ CONFIGS = {
         distance_transform="agnesi",
         first_interaction="plain-density",
         interaction="residual-density",
-        zbl=True,
-        zbl_order=5,
-        zbl_scaled=True,
     ),
+}
+TERMS = {
+    "vectors": TermsConfig(zbl=True),
+    "densities": TermsConfig(zbl=True, zbl_order=5, zbl_scaled=True),
 }
 
 
@@ -79,8 +80,14 @@ def shared_data():
 @functools.cache
 def make_potential(kind, dtype):
     name, *folded = kind.split()
-    made = untrained(CONFIGS[name], SPECIES, seed=1, average_neighbors=8, dtype=dtype)
+    made = make_unfolded(name, dtype)
     return fold(made) if folded else made
+
+
+def make_unfolded(name, dtype):
+    """A random potential, with the terms of its kind."""
+    terms = TERMS.get(name, TermsConfig())
+    return untrained(CONFIGS[name], SPECIES, 1, average_neighbors=8, dtype=dtype, terms=terms)
 
 
 @pytest.fixture(scope="session", params=[*CONFIGS, "default folded", "densities folded"])
@@ -107,14 +114,12 @@ SHAPE = Shape(n_atoms=48, max_neighbors=48, n_structures=17)
 
 def predict(potential, structures):
     """`potential.predict` in batches of one padded shape, so that all tests share a program."""
-    frames = [
-        (potential.species_of(s), s, build_table(s, potential.config.cutoff)) for s in structures
-    ]
+    frames = [(potential.species_of(s), s, build_table(s, potential.cutoff)) for s in structures]
     predictions = []
     sizes = [table.size() for _, _, table in frames]
     for batch in pack(sizes, range(len(frames)), SHAPE.n_structures - 1, SHAPE.n_atoms, 1e9):
         chosen = [frames[i] for i in batch]
-        graph = pad(chosen, SHAPE, potential.config.cutoff, potential.dtype)
+        graph = pad(chosen, SHAPE, potential.cutoff, potential.dtype)
         predictions += potential.split(potential.evaluate(graph), chosen)
     return predictions
 
@@ -163,8 +168,9 @@ def silicon_run(tmp_path_factory):
         max_epochs=30,
         batch_size=8,
         network=NetworkConfig(
-            channels=4, l_max=2, correlation=2, radial_widths=(8,), cutoff=4.5, layers=1, zbl=True
+            channels=4, l_max=2, correlation=2, radial_widths=(8,), cutoff=4.5, layers=1
         ),
+        terms=TermsConfig(zbl=True),
     )
     train(config)
     return Path(config.out)

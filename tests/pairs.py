@@ -1,6 +1,5 @@
 """A pair potential in the place of the network: cheap, and with known answers."""
 
-import functools
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -8,52 +7,39 @@ import numpy as np
 from ase.build import bulk
 
 from mlip.data.structure import from_ase
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.contract import Model
+from mlip.model.outputs import Outputs
 from mlip.model.potential import Potential
 
 DEPTH, MINIMUM, CUTOFF = 0.0104, 3.82, 5.5  # of argon: eV, Å, Å
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Half of every pair's energy on each of its atoms, in the place of a network."""
+class LennardJones(Model):
+    """Half of every pair's energy on each of its atoms, with a smooth end at the cutoff."""
 
-    config: NetworkConfig
     strength: float  # 0 is an ideal gas
-    axis: str | None = None
+    cutoff: float
+    n_species: int = 1
 
-    def apply(self, variables, graph, average_neighbors, radii):
+    @property
+    def reach(self):
+        return self.cutoff
+
+    def outputs(self, weights, graph, execution):
         squared = (graph.displacement**2).sum(axis=-1)
-        near = squared < self.config.cutoff**2
+        near = squared < self.cutoff**2
         sixth = (MINIMUM**2 / jnp.where(near, squared, 1e4)) ** 3
-        smooth = jnp.where(near, 1 - squared / self.config.cutoff**2, 0.0) ** 3
+        smooth = jnp.where(near, 1 - squared / self.cutoff**2, 0.0) ** 3
         pairs = self.strength * DEPTH * (sixth**2 - 2 * sixth) * smooth
-        return pairs.sum(axis=1) / 2, ()
-
-
-@dataclass(frozen=True)
-class PairPotential(Potential):
-    strength: float = 1.0
-
-    @functools.cached_property
-    def network(self):
-        return Pairs(self.config, self.strength)
+        return Outputs(pairs.sum(axis=1) / 2)
 
 
 def argon(strength=1.0, cutoff=CUTOFF, dtype="float64"):
-    """Lennard-Jones argon, with a smooth end at the cutoff."""
+    """Lennard-Jones argon."""
     one = np.ones(1)
-    return PairPotential(
-        config=NetworkConfig(cutoff=cutoff),
-        species=(18,),
-        parameters={},
-        e0=-3 * one,
-        shift=0 * one,
-        scale=one,
-        average_neighbors=1.0,
-        dtype=dtype,
-        strength=strength,
-    )
+    model, e0 = LennardJones(strength, cutoff), -3 * one
+    return Potential(model, (18,), {}, e0, 0 * one, one, average_neighbors=1.0, dtype=dtype)
 
 
 def crystal(repeat=2, lattice=5.3, rattle=0.05, skew=0.0, seed=0):

@@ -8,7 +8,7 @@ import mlip
 
 ROOT = Path(__file__).parents[1] / "mlip"
 DOORS = {
-    "flax": {"model/mace/network.py"},
+    "flax": {"model/contract.py", "model/mace/network.py"},
     "optax": {"training/optimizer.py"},
     "orbax": {"training/states.py"},
     "safetensors": {"model/file.py"},

@@ -12,7 +12,7 @@ from mlip.data.checks.doctor import check, mend
 from mlip.data.checks.findings import listed
 from mlip.data.dataset import read
 from mlip.data.labels import LabelKeys
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.quickstart import data_file
 from mlip.training.setup import TrainConfig, prepare
 from mlip.units import BOHR, HARTREE

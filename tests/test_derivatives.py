@@ -66,7 +66,7 @@ def test_forces_sum_to_zero(potential, structure):
 
 
 def test_energy_and_forces_are_continuous_as_an_atom_crosses_the_cutoff(potential):
-    cutoff = potential.config.cutoff
+    cutoff = potential.cutoff
     positions = np.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [0.0, 0.0, cutoff]])
     frames = []
     for offset in (-1e-5, 0.0, 1e-5):
@@ -80,7 +80,7 @@ def test_energy_and_forces_are_continuous_as_an_atom_crosses_the_cutoff(potentia
 
 
 def test_the_force_at_and_beyond_the_cutoff_is_exactly_zero(potential):
-    cutoff = potential.config.cutoff
+    cutoff = potential.cutoff
     for distance in (cutoff, cutoff + 1e-9, 1.5 * cutoff):
         pair = Structure([8, 8], [[0, 0, 0], [0, 0, distance]], np.zeros((3, 3)), [False] * 3)
         np.testing.assert_array_equal(predict(potential, [pair])[0].forces, 0)

@@ -12,7 +12,7 @@ from mlip import cli
 from mlip.data.dataset import read
 from mlip.data.structure import Structure, from_ase, number_of
 from mlip.model.file import load_model, save_model
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import Prediction, untrained
 from mlip.quickstart import data_file
 from mlip.training.finetune import (

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, SHAPE, make_potential, make_structure, predict
+from conftest import CONFIGS, SHAPE, TERMS, make_potential, make_structure, predict
 
 import mlip
 from mlip.data.graph import build_table, pad
 from mlip.data.structure import Structure
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.mace.splines import spline_weights
-from mlip.model.potential import atom_energies, untrained
+from mlip.model.potential import untrained
+from mlip.model.terms import TermsConfig
 
 KINDS = ("molecule", "slab", "crystal", "primitive")
 OTHER_CONFIGS = {
@@ -70,7 +71,8 @@ def of_silicon(structure):
 @pytest.mark.parametrize("species", [(1, 8, 14), (14,)])
 def test_folding_changes_nothing(name, species):
     config = (CONFIGS | OTHER_CONFIGS)[name]
-    potential = untrained(config, species, seed=1, average_neighbors=8, dtype="float64")
+    terms = TERMS.get(name, TermsConfig())
+    potential = untrained(config, species, 1, average_neighbors=8, dtype="float64", terms=terms)
     structures = [make_structure(kind) for kind in KINDS]
     if len(species) == 1:
         structures = [of_silicon(structure) for structure in structures]
@@ -88,7 +90,7 @@ def test_the_size_of_blocks_changes_nothing(default_potential, rows):
     structures = [make_structure(kind) for kind in KINDS]
     expected = predict(default_potential, structures)
     for potential, tolerance in (
-        (replace(default_potential, block=5), 1e-12),
+        (default_potential.running(block=5), 1e-12),
         (mlip.fold(default_potential, block=5), 1e-7),
     ):
         frames = [(potential.species_of(s), s, build_table(s, 5.0)) for s in structures]
@@ -179,9 +181,9 @@ def test_a_derivative_by_the_tables_is_not_a_number(small_potential):
     graph = pad([frame], SHAPE, 5.0, "float64")
     with folded.precision():
         gradient = jax.grad(
-            lambda parameters: atom_energies(
-                folded.network, replace(folded.weights, parameters=parameters), graph
-            ).sum()
+            lambda parameters: folded.surface.outputs(
+                replace(folded.weights, parameters=parameters), graph
+            ).energies.sum()
         )(folded.weights.parameters)
     assert np.isnan(gradient["table_1_0"]).all()
 

@@ -20,10 +20,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mlip import config as settings
 from mlip.data.checks.doctor import check
 from mlip.data.dataset import read
-from mlip.data.labels import KINDS, LabelKeys, _frame, choose_key, structure_of
+from mlip.data.labels import LabelKeys, _frame, choose_key, structure_of
+from mlip.data.quantities import QUANTITIES
 from mlip.data.structure import Structure
 from mlip.model.file import _digest, load_model, save_model
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import Potential, untrained
 from mlip.relaxation.results import RelaxationConfig
 from mlip.simulation.setup import DynamicsConfig
@@ -182,7 +183,7 @@ def test_labels_are_found_or_refused(drawn, energy_key, stress_key):
     keys = LabelKeys(energy_key=energy_key, stress_key=stress_key)
     path = Path("data.xyz")
     frames = [_frame(path, index, atoms) for index, atoms in enumerate(drawn)]
-    for kind in KINDS:
+    for kind in QUANTITIES:
         wanted = getattr(keys, f"{kind}_key")
         key = result_or_help(choose_key, kind, wanted, frames, path)
         for frame in frames:
@@ -275,8 +276,10 @@ def test_cards_of_other_models_are_understood_or_refused(model_file, data):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     for _ in range(data.draw(st.integers(1, 3))):
         place = card
-        if data.draw(st.booleans()) and isinstance(card.get("config"), dict):
-            place = card["config"]
+        inner = card.get("model")
+        if data.draw(st.booleans()) and isinstance(inner, dict):
+            inside = data.draw(st.booleans()) and isinstance(inner.get("settings"), dict)
+            place = inner["settings"] if inside else inner
         name = data.draw(st.sampled_from([*sorted(place), "species"]) | st.text(max_size=4))
         if data.draw(st.integers(0, 4)) == 0:
             place.pop(name, None)

@@ -1,7 +1,5 @@
 """A system cut into parts: each part's own energies and their derivative add up to the whole."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -22,27 +20,26 @@ def evaluate(potential, part, n_own):
     """Energies of own atoms, their derivative as forces on all, and their virial."""
     structure, table = part.structure, part.table
     positions = part.spread(structure.positions)
-    network = replace(potential.network, rows=part.layer_rows())
+    surface = potential.surface.running(rows=part.layer_rows())
     with potential.precision():
         graph = Graph(
             species=part.spread(potential.species_of(structure)),
             structure=np.zeros(len(table.neighbors), np.int32),
             neighbors=table.neighbors.astype(np.int32),
             reverse=table.reverse.astype(np.int32),
-            displacement=table.displacement(positions, structure.cell, potential.config.cutoff),
+            displacement=table.displacement(positions, structure.cell, potential.cutoff),
             volume=np.ones(1),
             n_atoms=np.array([n_own]),
         )
         own = part.spread((np.arange(len(structure)) < n_own).astype(float))
-        energies, forces, stress = jax.device_get(
-            evaluate_part(network, potential.weights, graph, own)
-        )
-    return part.collect(energies)[:n_own], part.collect(forces), stress[0]
+        found = jax.device_get(evaluate_part(surface, potential.weights, graph, own))
+    return part.collect(found.energies)[:n_own], part.collect(found.forces), found.stress[0]
 
 
 @pytest.mark.parametrize("config", [CONFIGS["vectors"], DEEP], ids=["two layers", "three layers"])
 def test_parts_add_up_to_the_whole(config):
-    potential = mlip.untrained(config, SPECIES, 1, average_neighbors=8, dtype="float64")
+    terms = mlip.TermsConfig(zbl=config is not DEEP)
+    potential = mlip.untrained(config, SPECIES, 1, 8, dtype="float64", terms=terms)
     folded = mlip.fold(potential)
     atoms = to_ase(make_structure("crystal")) * (1, 2, 6)
     atoms.rattle(0.05, seed=1)

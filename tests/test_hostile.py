@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 
 from mlip.model.file import save_model
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import untrained
 
 MOST_SECONDS = 30.0  # of one core, beside imports
@@ -311,6 +311,13 @@ def flipped(place):
 
 DAMAGED = "is truncated, damaged or no safetensors file"
 CONFIG = {"cutoff": 5.0, "channels": 2, "l_max": 1, "correlation": 2, "radial_widths": [4]}
+
+
+def of_mace(**settings):
+    """A changed description of the network."""
+    return edited(model={"family": "mace", "settings": CONFIG | settings})
+
+
 MODELS = {
     "absent": bad("info no.safetensors", "no.safetensors is no file; give"),
     "a folder": Case("info out", "out is no file; give", {"out/a": b""}),
@@ -345,13 +352,28 @@ MODELS = {
     "e0 NaN": model("e0 is [nan]", edited(e0=[float("nan")])),
     "e0 text": model("e0", edited(e0="low")),
     "scale missing": model("scale", edited(scale=...)),
-    "no config": model("config", edited(config=...)),
-    "config text": model("config", edited(config="MACE")),
-    "config key unknown": model("attention", edited(config=CONFIG | {"attention": True})),
-    "config l_max 99": model("l_max is 99; it must lie", edited(config=CONFIG | {"l_max": 99})),
-    "config channels text": model("channels", edited(config=CONFIG | {"channels": "many"})),
-    "config channels 10^9": model("channels is", edited(config=CONFIG | {"channels": 10**9})),
-    "config other": model("has shape", edited(config=CONFIG | {"channels": 3})),
+    "no model": model("model is not given", edited(model=...)),
+    "model text": model("model is 'MACE'; give a table", edited(model="MACE")),
+    "family unknown": model("the family 'GAP' of its network", edited(model={"family": "GAP"})),
+    "settings text": model(
+        "which is no table", edited(model={"family": "mace", "settings": "default"})
+    ),
+    "settings key unknown": model("attention", of_mace(attention=True)),
+    "settings l_max 99": model("l_max is 99; it must lie", of_mace(l_max=99)),
+    "settings channels text": model("channels", of_mace(channels="many")),
+    "settings channels 10^9": model("channels is", of_mace(channels=10**9)),
+    "settings other": model("has shape", of_mace(channels=3)),
+    "own network": model(
+        "is mine:Net, and no code that a file names is imported; give the class",
+        edited(model={"family": "flax", "class": "mine:Net"}),
+    ),
+    "terms unknown": model("'d3' is no setting", edited(terms={"d3": True})),
+    "older settings text": model(
+        "'MACE', which is no table", edited(format_version=2, model=..., config="MACE")
+    ),
+    "class unknown": bad(
+        "info model.safetensors --model-class nowhere:Net", "'nowhere:Net' cannot be imported"
+    ),
     "neighbours 0": model("average_neighbors is 0", edited(average_neighbors=0)),
     "neighbours text": model("average_neighbors", edited(average_neighbors="some")),
     "dtype": model("choose one of float32, float64", edited(dtype="float16")),

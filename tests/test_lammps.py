@@ -40,7 +40,7 @@ PRESSURE = 1.6021765e6  # bar Å³/eV, as in LAMMPS
 STEPS, TIMESTEP = 60, 1.0  # fs
 NETWORKS = {
     "folded": mlip.NetworkConfig(
-        channels=4, l_max=1, hidden_l=1, correlation=2, radial_widths=(8,), zbl=True, cutoff=4.0
+        channels=4, l_max=1, hidden_l=1, correlation=2, radial_widths=(8,), cutoff=4.0
     ),
     "deep": mlip.NetworkConfig(
         channels=3, layers=3, l_max=1, hidden_l=1, correlation=2, radial_widths=(8,), cutoff=3.0
@@ -86,8 +86,9 @@ def potential(name):
     if name == "imported":
         return mlip.load(IMPORTED)
     config = NETWORKS.get(name, NETWORKS["folded"])
+    terms = mlip.TermsConfig(zbl=name not in NETWORKS or name == "folded")
     e0 = {"H": -13.0, "O": -400.0, "Si": -100.0}
-    made = mlip.untrained(config, SPECIES, 1, average_neighbors=8, e0=e0, dtype="float64")
+    made = mlip.untrained(config, SPECIES, 1, 8, e0, "float64", terms)
     return replace(made, scale=3 * made.scale)  # for forces of 0.1 eV/Å
 
 

@@ -28,7 +28,7 @@ def test_imported_models_agree_with_the_numbers_of_mace_torch(path):
         Structure(row["numbers"], row["positions"], row["cell"], row["pbc"]) for row in rows
     ]
     compared = [(potential.predict(structures), 1e-9, 1e-8)]
-    if potential.config.distance_transform == "agnesi" and potential.config.zbl:
+    if potential.config.distance_transform == "agnesi" and potential.terms.zbl:
         compared.append((mlip.fold(potential).predict(structures), 1e-6, 1e-5))
     for predictions, small, force in compared:
         for row, found in zip(rows, predictions):

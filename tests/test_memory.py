@@ -1,5 +1,6 @@
 """Memory is predicted, and what does not fit is refused with the size that does."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import SPECIES, make_structure
@@ -14,14 +16,13 @@ from conftest import SPECIES, make_structure
 import mlip
 from mlip.cli import main
 from mlip.data.graph import Shape, build_table, pad
-from mlip.model import memory as available
-from mlip.model import potential as potentials
-from mlip.model.mace.network import NetworkConfig
-from mlip.model.memory import peak_bytes
+from mlip.model.execution import free_bytes, peak_bytes
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.quickstart import data_file
 from mlip.training import loop
 from mlip.training.estimate import memory
+from mlip.training.setup import prepare
 
 SMALL = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0)
 
@@ -53,35 +54,31 @@ def test_atoms_and_density_must_be_positive(potential, n_atoms, density):
         memory(potential, n_atoms, density)
 
 
-def test_a_program_that_does_not_fit_is_refused_with_the_size_that_does(potential, monkeypatch):
-    monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
-    graph, folded = graph_of(potential, 400), mlip.fold(potential)
-    needed = peak_bytes(folded.program(*folded.evaluator(graph)))
-    monkeypatch.setattr(potentials, "free_bytes", lambda: needed // 2)
+def test_a_program_that_does_not_fit_is_refused_with_the_size_that_does(potential):
+    graph, folded = graph_of(potential, 400), mlip.fold(potential.running(many_slots=0))
+    needed = peak_bytes(folded.compiled(*folded.evaluator(graph)))
     with pytest.raises(MemoryError, match="of 400 atoms needs") as refused:
-        mlip.fold(potential).evaluate(graph)
+        folded.running(memory=needed // 2).evaluate(graph)
     assert 190 <= int(re.search(r"about (\d+) atoms fit", str(refused.value))[1]) <= 200
 
 
-def test_what_fits_only_in_blocks_is_taken_in_blocks(potential, monkeypatch):
-    monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
-    monkeypatch.setattr(potentials, "LARGE_BLOCK", 8)
+def test_what_fits_only_in_blocks_is_taken_in_blocks(potential):
+    potential = potential.running(many_slots=0, large_block=8)
     graph, at_once = graph_of(potential, 400), mlip.fold(potential, block=0)
     expected = at_once.evaluate(graph)
-    needed = peak_bytes(at_once.program(*at_once.evaluator(graph)))
-    monkeypatch.setattr(potentials, "free_bytes", lambda: needed - 1)
-    in_blocks = mlip.fold(potential, block=0)
-    for found, value in zip(in_blocks.evaluate(graph), expected):
+    needed = peak_bytes(at_once.compiled(*at_once.evaluator(graph)))
+    in_blocks = at_once.running(memory=needed - 1)
+    for found, value in zip(*map(jax.tree.leaves, (in_blocks.evaluate(graph), expected))):
         np.testing.assert_allclose(found, value, rtol=0, atol=1e-5)
-    assert peak_bytes(in_blocks.program(*in_blocks.evaluator(graph))) < needed
+    assert peak_bytes(in_blocks.compiled(*in_blocks.evaluator(graph))) < needed
 
 
-def test_programs_are_told_apart_by_all_shapes(potential, monkeypatch):
+def test_programs_are_told_apart_by_all_shapes(potential):
     expected = potential.evaluate(graph_of(potential, 24))
-    monkeypatch.setattr(potentials, "MANY_SLOTS", 0)
+    ahead = potential.running(many_slots=0)
     for n_structures in (2, 3):
-        found = potential.evaluate(graph_of(potential, 24, n_structures))
-        np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-6)
+        found = ahead.evaluate(graph_of(potential, 24, n_structures))
+        np.testing.assert_allclose(found.forces, expected.forces, rtol=0, atol=1e-6)
 
 
 def test_more_than_32_bit_indices_count_is_refused(potential):
@@ -90,7 +87,7 @@ def test_more_than_32_bit_indices_count_is_refused(potential):
 
 
 def test_the_machine_tells_how_much_is_free():
-    free = available.free_bytes()
+    free = free_bytes()
     assert free is None or 1e8 < free < 1e14
 
 
@@ -100,6 +97,7 @@ from pathlib import Path
 import ase.build
 import mlip
 from mlip.training.estimate import memory
+from mlip.training.setup import prepare
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -126,16 +124,21 @@ def test_an_evaluation_takes_the_memory_that_was_predicted(tmp_path):
     assert 0.6 < float(done.stdout) < 1.6
 
 
-def test_a_training_step_that_does_not_fit_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "MANY_SLOTS", 0)
-    data, out = str(data_file("silicon_train.xyz")), str(tmp_path / "run")
+def test_a_training_step_that_does_not_fit_is_refused(tmp_path):
     config = mlip.TrainConfig(
-        data, "0.1", out=out, max_epochs=1, batch_size=8, network=SMALL, check=False
+        str(data_file("silicon_train.xyz")), out=str(tmp_path), batch_size=8, network=SMALL
     )
-    mlip.train(config)  # compiled ahead
-    monkeypatch.setattr(loop, "free_bytes", lambda: 1_000)
-    with pytest.raises(MemoryError, match="a training step of .* a smaller --batch-size"):
-        mlip.train(replace(config, out=str(tmp_path / "refused")))
+    potential, frames, valid, _ = prepare(replace(config, check=False))
+    batch, rates = frames.batch(range(8)), (0.01, 0.005, config.loss.weights(0.0))
+    for memory_free, outcome in (
+        (None, contextlib.nullcontext()),
+        (1000, pytest.raises(MemoryError, match="a training step of .* a smaller --batch-size")),
+    ):
+        limited = potential.running(many_slots=0, memory=memory_free)
+        with limited.precision():
+            run = loop.Run(config, limited, frames, valid, None, loop.Silent(), 0.0)
+            with outcome:
+                run.program(*batch, rates)(run.state, run.weights, *batch, rates)
 
 
 def test_info_tells_the_memory(potential, tmp_path, capsys):

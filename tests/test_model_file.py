@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import safetensors.numpy
 from conftest import make_structure, predict
 
 from mlip.model.file import _digest, load_model, save_model
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import untrained
 
 
@@ -53,7 +54,8 @@ def test_the_file_says_what_it_is_in_plain_json(saved):
     assert card["format"] == "mlip-jax model"
     assert card["species"] == ["H", "O", "Si"]
     assert card["units"]["forces"] == "eV/Å"
-    assert card["config"]["cutoff"] == 5.0
+    assert card["model"]["family"] == "mace"
+    assert card["model"]["settings"]["cutoff"] == 5.0
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.1, 0.5, 0.99])
@@ -112,7 +114,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(tmp_path):
 def test_kill_9_while_saving_leaves_a_loadable_file(tmp_path):
     script = """
 import sys
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import untrained
 from mlip.model.file import save_model
 potential = untrained(NetworkConfig(channels=128, hidden_l=1), ["H", "O"])
@@ -158,3 +160,22 @@ def test_the_same_seed_gives_the_same_parameters():
 def test_impossible_networks_are_refused(field, value, phrase):
     with pytest.raises(ValueError, match=phrase):
         NetworkConfig(**{"l_max": 1, field: value})
+
+
+@pytest.mark.parametrize("name", ["vectors", "densities"])
+def test_files_of_the_version_before_predict_what_they_predicted(name):
+    """Files and predictions of version 2, whose terms were settings of the network."""
+    folder = Path(__file__).parent / "fixtures"
+    potential = load_model(folder / f"version_2_{name}.safetensors")
+    assert potential.terms.zbl
+    kept = np.load(folder / "version_2.npz")
+    kinds = "molecule", "slab", "crystal", "primitive"
+    for index, found in enumerate(potential.predict([make_structure(kind) for kind in kinds])):
+        expected = {key: kept.get(f"{name}.u.{index}.{key}") for key in "efs"}
+        np.testing.assert_allclose(found.energies, expected["e"], rtol=1e-12)
+        largest = np.abs(expected["f"]).max()
+        np.testing.assert_allclose(found.forces, expected["f"], rtol=0, atol=1e-11 * largest)
+        assert (found.stress is None) == (expected["s"] is None)
+        if found.stress is not None:
+            largest = np.abs(expected["s"]).max()
+            np.testing.assert_allclose(found.stress, expected["s"], rtol=0, atol=1e-11 * largest)

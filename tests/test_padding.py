@@ -34,11 +34,11 @@ def test_frames_of_a_batch_do_not_act_on_each_other(small_potential):
 def test_padding_has_no_forces_and_no_stress(small_potential):
     structure = make_structure("crystal")
     kinds = small_potential.species_of(structure)
-    table = build_table(structure, small_potential.config.cutoff)
-    graph = pad([(kinds, structure, table)], SHAPE, small_potential.config.cutoff, "float64")
-    _, forces, stress = small_potential.evaluate(graph)
-    np.testing.assert_array_equal(forces[len(structure) :], 0)
-    np.testing.assert_array_equal(stress[1:], 0)
+    table = build_table(structure, small_potential.cutoff)
+    graph = pad([(kinds, structure, table)], SHAPE, small_potential.cutoff, "float64")
+    found = small_potential.evaluate(graph)
+    np.testing.assert_array_equal(found.forces[len(structure) :], 0)
+    np.testing.assert_array_equal(found.stress[1:], 0)
 
 
 def sizes_of_many(seed, count=400):
@@ -95,7 +95,7 @@ def test_an_atom_alone_has_an_energy_in_the_smallest_graph(small_potential, widt
     atom = make_structure("atom")
     frame = (small_potential.species_of(atom), atom, build_table(atom, 5.0))
     graphs = [pad([frame], Shape(1, w, 2), 5.0, "float64") for w in (width, 8)]
-    found, expected = (small_potential.evaluate(graph)[0] for graph in graphs)
+    found, expected = (small_potential.evaluate(graph).energies for graph in graphs)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk
-from conftest import CONFIGS, SHAPE, SPECIES, make_structure
+from conftest import CONFIGS, SHAPE, SPECIES, TERMS, make_structure
 
 import mlip
 from mlip.data.graph import Shape, build_table, pad, pad_labels
+from mlip.data.quantities import DERIVED
 from mlip.data.structure import Structure
 from mlip.engines.jaxmd import energy_fn, neighbor_fn
 from mlip.training.loss import LossConfig, loss_and_gradient
@@ -22,14 +23,14 @@ pytestmark = pytest.mark.versions
 @pytest.fixture(scope="module", params=["vectors", "densities"])
 def float32(request):
     config = replace(CONFIGS[request.param], layers=3)
-    return mlip.untrained(config, SPECIES, seed=1, average_neighbors=8)
+    return mlip.untrained(config, SPECIES, seed=1, average_neighbors=8, terms=TERMS[request.param])
 
 
 def batch(potential):
     structure = make_structure("crystal")
-    table = build_table(structure, potential.config.cutoff)
+    table = build_table(structure, potential.cutoff)
     frame = (potential.species_of(structure), structure, table)
-    return pad([frame], SHAPE, potential.config.cutoff, "float32")
+    return pad([frame], SHAPE, potential.cutoff, "float32")
 
 
 def assert_full_precision(lowered):
@@ -56,7 +57,7 @@ def test_last_steps_in_float64_lower_the_noise_of_energies(silicon_potential, fo
     def energies(potential, double_sums, graphs):
         function, settings, _ = potential.evaluator(graphs[0])
         with jax.enable_x64(double_sums):
-            found = [function(*settings, potential.weights, graph)[0] for graph in graphs]
+            found = [function(*settings, potential.weights, graph).energies for graph in graphs]
             return np.array(found, float)[:, :-1]
 
     reference = energies(exact, True, path(exact))
@@ -78,23 +79,23 @@ def path(potential, n_steps=40):
         Structure(atoms.numbers, start + step * moves, atoms.cell.array, atoms.pbc)
         for step in range(n_steps)
     ]
-    tables = [build_table(s, potential.config.cutoff) for s in structures]
+    tables = [build_table(s, potential.cutoff) for s in structures]
     shape = Shape(len(atoms) + 1, max(table.size()[1] for table in tables), 2)
     return [
-        pad([(potential.species_of(s), s, table)], shape, potential.config.cutoff, potential.dtype)
+        pad([(potential.species_of(s), s, table)], shape, potential.cutoff, potential.dtype)
         for s, table in zip(structures, tables)
     ]
 
 
 @pytest.mark.parametrize("kept", [16, 0], ids=["kept", "made again"])
-def test_the_gradient_of_training_uses_all_digits(float32, kept, monkeypatch):
-    monkeypatch.setattr("mlip.training.loss.KEPT", kept)
+def test_the_gradient_of_training_uses_all_digits(float32, kept):
+    surface = float32.surface.running(kept_blocks=kept)
     structure = make_structure("crystal")
     labelled = replace(structure, energy=1.0, forces=np.ones((len(structure), 3)), stress=np.eye(3))
     labels = pad_labels([labelled], [0.0], SHAPE, "float32")
     gradient = jax.jit(
         lambda graph: loss_and_gradient(
-            float32.network, LossConfig(), (1.0, 1.0, 1.0), float32.weights, graph, labels
+            surface, LossConfig(), dict.fromkeys(DERIVED, 1.0), float32.weights, graph, labels
         )
     )
     assert_full_precision(gradient.lower(batch(float32)))

@@ -7,7 +7,7 @@ import pytest
 
 from mlip.data.dataset import read
 from mlip.data.labels import LabelKeys
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.training.loop import train
 from mlip.training.setup import TrainConfig
 from mlip.training.step import error_sums, train_step

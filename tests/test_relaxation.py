@@ -179,9 +179,9 @@ def test_the_gradient_is_the_derivative_of_the_enthalpy(silicon_potential, names
     """By positions and strains, in a cell that has strained by a tenth, under pressure."""
     config = RelaxationConfig(cell="full", strain=names, pressure=30.0, fixed=(2,))
     potential, structures = silicon_potential, [from_ase(silicon())]
-    grid, room = plan(structures, potential.config.cutoff)
+    grid, room = plan(structures, potential.cutoff)
     room = replace(room, neighbors=2 * room.neighbors, within=2 * room.within, reach=(3, 3, 3))
-    loop = Descent(potential.network, "float64", None, room, 0.0, strained=True)
+    loop = Descent(potential.surface, "float64", None, room, 0.0, strained=True)
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
         systems, positions, cells = setup.make_systems(structures, potential, grid)
@@ -346,7 +346,7 @@ def a_dozen(silicon_potential):
 
 def seat(monkeypatch, potential, structures, count):
     """Let so many structures relax side by side."""
-    width = plan(structures, potential.config.cutoff + RelaxationConfig().skin)[1].neighbors
+    width = plan(structures, potential.cutoff + RelaxationConfig().skin)[1].neighbors
     slots = count * width * max(map(len, structures))
     monkeypatch.setattr(relaxation, "SEATED_SLOTS", {"cpu": slots, "gpu": slots})
 

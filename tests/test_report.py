@@ -216,7 +216,7 @@ def test_dimers_repel_and_end_smoothly_with_zbl(silicon_potential):
     assert dimer.energies[0] > 5.0
     assert dimer.energies[0] > dimer.energies[10]
     assert np.abs(dimer.forces[-5:]).max() == 0
-    inside = dimer.around < silicon_potential.config.cutoff
+    inside = dimer.around < silicon_potential.cutoff
     np.testing.assert_allclose(dimer.forces[inside][-1], 0, rtol=0, atol=1e-4)
 
 

@@ -16,8 +16,9 @@ from pairs import argon, crystal
 
 from mlip.data.structure import to_ase
 from mlip.model.file import save_model
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import untrained
+from mlip.model.terms import TermsConfig
 from mlip.simulation.dynamics import DynamicsConfig, Start, run
 
 # All that a state can hold: random numbers, a cell in motion, chains, tables that are renewed.
@@ -224,8 +225,9 @@ COMMAND = [sys.executable, "-m", "mlip.cli", "md"]
 def job(tmp_path_factory):
     """A small model with a repulsive core, a start, and the command that simulates it."""
     folder = tmp_path_factory.mktemp("job")
-    network = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), zbl=True)
-    potential = untrained(network, ["Ar"], seed=1, average_neighbors=8)
+    network = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,))
+    terms = TermsConfig(zbl=True)
+    potential = untrained(network, ["Ar"], seed=1, average_neighbors=8, terms=terms)
     potential = replace(potential, scale=np.full(1, 0.05))
     save_model(potential, folder / "model.safetensors")
     ase.io.write(folder / "start.xyz", to_ase(crystal(2)))

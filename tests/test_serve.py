@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.calculators.socketio import IPIProtocol, SocketIOCalculator
-from conftest import CONFIGS, make_structure
+from conftest import CONFIGS, TERMS, make_structure
 
 import mlip
 from mlip.data.structure import Structure, to_ase
@@ -62,7 +62,13 @@ def water(tmp_path_factory):
     """Folder with a model and a water molecule in i-PI's box."""
     folder = tmp_path_factory.mktemp("serve")
     model = mlip.untrained(
-        CONFIGS["vectors"], (1, 8), 1, average_neighbors=2, e0={"H": -13.0}, dtype="float64"
+        CONFIGS["vectors"],
+        (1, 8),
+        1,
+        average_neighbors=2,
+        e0={"H": -13.0},
+        dtype="float64",
+        terms=TERMS["vectors"],
     )
     mlip.save(model, folder / "model.safetensors")
     atoms = ase.Atoms("OH2", [[0, 0, 0.1], [0, 0.76, -0.5], [0, -0.76, -0.5]], cell=[20] * 3)

@@ -15,14 +15,11 @@ import sys
 import jax
 import numpy as np
 sys.path.insert(0, {tests!r})
-from conftest import CONFIGS, make_structure
+from conftest import CONFIGS, TERMS, make_structure
 import mlip
 from mlip.data.structure import to_ase
-from mlip.model import spread
-from mlip.model import potential as potentials
 
 assert len(jax.devices()) == 4
-spread.WORTHWHILE["cpu"] = 2  # so that a small crystal is shared
 deep = mlip.NetworkConfig(
     channels=3, layers=3, l_max=1, correlation=2, radial_widths=(8,), cutoff=4.0
 )
@@ -32,12 +29,17 @@ for config, dtype, tolerance in (
     (deep, "float32", 2e-4),
     (deep, "float64", 1e-11),
 ):
-    potential = mlip.untrained(config, (1, 8, 14), seed=1, average_neighbors=8, dtype=dtype)
+    terms = next((TERMS[n] for n in TERMS if CONFIGS[n] is config), mlip.TermsConfig())
+    potential = mlip.untrained(
+        config, (1, 8, 14), seed=1, average_neighbors=8, dtype=dtype, terms=terms
+    )
+    # A small crystal is shared; compiled ahead, or not.
+    many = 0 if config is deep else 1_000_000
+    potential = potential.running(worthwhile=(2, 2), many_slots=many)
     atoms = to_ase(make_structure("crystal")) * (2, 2, 1)
     del atoms[[3, 17]]  # 22 atoms leave rows to fill
     alone = mlip.Calculator(potential, devices=(jax.devices()[0],))
     shared = mlip.Calculator(potential)
-    potentials.MANY_SLOTS = 0 if config is deep else 1_000_000  # compiled ahead, or not
     results = []
     for calculator in (alone, shared):
         atoms.calc = calculator
@@ -56,8 +58,7 @@ slow = replace(potential, scale=0.02 * potential.scale)
 settings = DynamicsConfig(ensemble="npt", cell_motion="full", steps=20, save_every=20)
 start = from_ase(atoms)
 shared = run(slow, start, settings)
-spread.WORTHWHILE["cpu"] = 1000
-alone = run(slow, start, settings)
+alone = run(slow.running(worthwhile=(1000, 1000)), start, settings)
 for name in ("positions", "velocities", "cell", "energy", "stress"):
     one, other = (trajectory.array(name)[-1] for trajectory in (alone, shared))
     np.testing.assert_allclose(other, one, rtol=0, atol=1e-11)

@@ -99,7 +99,7 @@ def test_vacuum_axis_does_not_change_a_slab_but_scales_its_stress(potential):
 
 def test_separated_fragments_add_up_and_do_not_feel_each_other(potential):
     one, two = make_structure("molecule", seed=1), make_structure("molecule", seed=2)
-    far = 2 * potential.config.cutoff * potential.config.layers + 20
+    far = 2 * potential.cutoff * potential.config.layers + 20
     both = Structure(
         np.concatenate([one.numbers, two.numbers]),
         np.concatenate([one.positions, two.positions + [far, 0, 0]]),

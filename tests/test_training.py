@@ -21,17 +21,19 @@ from conftest import CONFIGS, SHAPE, make_structure
 from mlip.config import to_toml
 from mlip.data.dataset import read
 from mlip.data.graph import build_table, pad, pad_labels
+from mlip.data.quantities import DERIVED
 from mlip.data.structure import to_ase
-from mlip.model.file import RunStates
-from mlip.model.mace.network import NetworkConfig
-from mlip.model.potential import energies_and_pull, forces_and_stress, untrained
+from mlip.model.derivatives import outputs_and_pull, with_derivatives
+from mlip.model.mace.model import NetworkConfig
+from mlip.model.potential import untrained
 from mlip.quickstart import data_file
-from mlip.training import checkpoint, optimizer
+from mlip.training import optimizer
 from mlip.training.batches import Frames
 from mlip.training.loop import train
 from mlip.training.loss import LossConfig, batch_loss, label_counts, loss_and_gradient
 from mlip.training.optimizer import OptimizerConfig
 from mlip.training.setup import TrainConfig
+from mlip.training.states import RunStates
 from mlip.training.step import error_sums
 
 TINY = NetworkConfig(channels=4, l_max=1, correlation=2, radial_widths=(8,), cutoff=3.0)
@@ -68,11 +70,10 @@ def rows_of(run):
     ],
     ids=["mse", "huber"],
 )
-def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, network, monkeypatch):
-    monkeypatch.setattr("mlip.model.mace.network.AT_LEAST", 0)
+def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, network):
     config = LossConfig(loss=loss, huber_delta=0.1)
     potential = untrained(network, (1, 8, 14), dtype="float64", average_neighbors=8)
-    potential = replace(potential, block=2)
+    potential = potential.running(block=2, least_slots=0)
     rng = np.random.default_rng(0)
     frames = []
     for kind in ("molecule", "crystal", "slab"):
@@ -85,14 +86,13 @@ def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, netwo
     packed = [(potential.species_of(s), s, build_table(s, network.cutoff)) for s in frames]
     graph = pad(packed, SHAPE, network.cutoff, "float64")
     labels = pad_labels(frames, [0.0, 0.5, 0.0], SHAPE, "float64")
-    weights = (2.0, 30.0, 50.0)
+    weights = {"energy": 2.0, "forces": 30.0, "stress": 50.0}
 
     def plain(parameters):
         inner = replace(potential.weights, parameters=parameters)
-        energies, pull = energies_and_pull(potential.network, inner, graph)
-        forces, stress = forces_and_stress(graph, pull)
-        outputs = energies, forces, stress
-        return batch_loss(config, weights, label_counts(labels), graph, labels, *outputs)[0]
+        outputs, pull = outputs_and_pull(potential.surface, inner, graph)
+        outputs = with_derivatives(outputs, graph, pull)
+        return batch_loss(config, weights, label_counts(labels), graph, labels, outputs)[0]
 
     with potential.precision():
         start, reverse = potential.weights.parameters, jax.jit(jax.value_and_grad(plain))
@@ -108,10 +108,12 @@ def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, netwo
             )
 
     for kept in (0, 1000):  # intermediates made again block by block, and kept
-        monkeypatch.setattr("mlip.training.loss.KEPT", kept)
+        surface = potential.surface.running(kept_blocks=kept)
         with potential.precision():
             gradient, (value, (shares, sums)) = jax.jit(
-                lambda w: loss_and_gradient(potential.network, config, weights, w, graph, labels)
+                lambda w, surface=surface: loss_and_gradient(
+                    surface, config, weights, w, graph, labels
+                )
             )(potential.weights)
         np.testing.assert_allclose(value, expected_loss, rtol=1e-12)
         np.testing.assert_allclose(np.asarray(shares).sum(), value, rtol=1e-12)
@@ -122,8 +124,7 @@ def test_the_gradient_is_that_of_reverse_mode_and_finite_differences(loss, netwo
             )
 
 
-def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlip.model.mace.network.AT_LEAST", 0)
+def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_path):
     config = config_for(tmp_path, batch_size=5, dtype="float64")
     structures = [
         replace(s, energy=None) if i == 1 else s for i, s in enumerate(read(config.train))
@@ -131,17 +132,15 @@ def test_a_batch_in_small_parts_has_the_gradient_and_errors_of_the_whole(tmp_pat
     tables = [build_table(s, TINY.cutoff) for s in structures]
     found = []
     for block, kept in ((0, 16), (2, 16), (2, 0)):  # all atoms at once, and as for a small cache
-        monkeypatch.setattr("mlip.training.loss.KEPT", kept)
-        potential = replace(
-            untrained(TINY, (1, 6, 8), dtype="float64", average_neighbors=5), block=block
-        )
+        potential = untrained(TINY, (1, 6, 8), dtype="float64", average_neighbors=5)
+        potential = potential.running(block=block, least_slots=0, kept_blocks=kept)
         frames = Frames(structures, tables, potential, config)
         graph, labels = frames.batch([3, 1, 4, 0, 5])
-        settings = potential.network, config.loss, None, frames.turns
+        settings = potential.surface, config.loss, None, frames.turns
         with potential.precision():
             gradient, (loss, (shares, _)) = jax.jit(
-                lambda w, t=frames.turns, g=graph, b=labels, n=potential.network: loss_and_gradient(
-                    n, config.loss, (1.0, 100.0, 0.0), w, g, b, turns=t
+                lambda w, t=frames.turns, g=graph, b=labels, n=potential.surface: loss_and_gradient(
+                    n, config.loss, config.loss.weights(0.0), w, g, b, turns=t
                 )
             )(potential.weights)
             sums = error_sums(*settings, potential.weights, graph, labels)
@@ -164,9 +163,9 @@ def test_missing_labels_do_not_pull_on_the_parameters():
     )
     labels = pad_labels([structure], [0.0], SHAPE, "float64")
     with potential.precision():
-        ones = (1.0, 1.0, 1.0)
+        ones = dict.fromkeys(DERIVED, 1.0)
         gradient, (loss, _) = jax.jit(
-            lambda w: loss_and_gradient(potential.network, LossConfig(), ones, w, graph, labels)
+            lambda w: loss_and_gradient(potential.surface, LossConfig(), ones, w, graph, labels)
         )(potential.weights)
     assert float(loss) == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -184,15 +183,15 @@ def test_huber_agrees_with_mse_for_small_errors_and_grows_linearly_beyond():
 
 def test_the_second_stage_raises_the_energy_weight():
     config = LossConfig(energy_weight=1, stage_two=0.6, stage_two_energy_weight=500)
-    assert config.weights(0.59)[0] == 1
-    assert config.weights(0.6)[0] == 500
-    assert LossConfig(stage_two_energy_weight=0).weights(1.0)[0] == 1
+    assert config.weights(0.59)["energy"] == 1
+    assert config.weights(0.6)["energy"] == 500
+    assert LossConfig(stage_two_energy_weight=0).weights(1.0)["energy"] == 1
 
 
 @pytest.mark.parametrize(("first", "later"), [(0.0, 0.0), (1.0, 1000.0), (5000.0, 5000.0)])
 def test_the_second_stage_lowers_no_energy_weight_and_begins_none(first, later):
     config = LossConfig(energy_weight=first)
-    assert (config.weights(0.0)[0], config.weights(1.0)[0]) == (first, later)
+    assert (config.weights(0.0)["energy"], config.weights(1.0)["energy"]) == (first, later)
 
 
 def test_the_learning_rate_warms_up_and_decays():
@@ -318,7 +317,7 @@ def test_a_resume_with_other_settings_is_refused(tmp_path):
 def test_a_resume_from_states_of_another_version_is_refused(tmp_path, monkeypatch):
     config = config_for(tmp_path, max_epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "STATE_FORMAT", 1)
+        patch.setattr("mlip.training.states.STATE_FORMAT", 1)
         train(config)
     with pytest.raises(ValueError, match="states of format 1, .* goes on from format 2; start a"):
         train(replace(config, max_epochs=2), resume=True)

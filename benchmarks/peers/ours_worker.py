@@ -10,7 +10,7 @@ import mlip
 from mlip import programs
 from mlip.data.graph import Shape, build_table, pad
 from mlip.data.structure import from_ase
-from mlip.model.mace.fold import fold
+from mlip.model.fold import fold
 
 PACKAGES = ("mlip-jax", "jax", "jaxlib", "numpy")
 
@@ -46,18 +46,18 @@ def potential_of(task):
         dtype=task["dtype"],
     )
     scale = task.get("scale", 1.0) * potential.scale
-    potential = replace(potential, block=task.get("block"), scale=scale)
+    potential = replace(potential, scale=scale).running(block=task.get("block"))
     return fold(potential) if task.get("folded") else potential
 
 
 def inference(potential):
     def prepare(frames):
         structure = from_ase(frames[0])
-        table = build_table(structure, potential.config.cutoff)
+        table = build_table(structure, potential.cutoff)
         frame = (potential.species_of(structure), structure, table)
         shape = Shape(*table.size(), 2)
         with potential.precision():
-            graph = jax.device_put(pad([frame], shape, potential.config.cutoff, potential.dtype))
+            graph = jax.device_put(pad([frame], shape, potential.cutoff, potential.dtype))
 
             function, settings, arguments = potential.evaluator(graph)
 
@@ -84,7 +84,7 @@ def training(potential):
             optimizer=mlip.OptimizerConfig(optimizer="adam"),  # as the peers
             dtype=potential.dtype,
         )
-        tables = [build_table(s, potential.config.cutoff) for s in structures]
+        tables = [build_table(s, potential.cutoff) for s in structures]
         with potential.precision():
             data = Frames(structures, tables, potential, config)
             batch = jax.device_put(data.batch(range(len(frames))))
@@ -96,7 +96,7 @@ def training(potential):
 
         def call():
             nonlocal state
-            settings = potential.network, config.loss, config.optimizer
+            settings = potential.surface, config.loss, config.optimizer
             dealt = data.devices, data.turns
             with potential.precision():
                 state, report = train_step(

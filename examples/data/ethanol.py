@@ -2,6 +2,7 @@
 
     pip install 'mlip-jax[dft]'
     python examples/data/ethanol.py --out mlip/datasets
+    python examples/data/ethanol.py --out mlip/datasets --add-dipoles  # to a set that has none
 
 Writes `ethanol_train.xyz`, `ethanol_test_300K.xyz`, `ethanol_test_600K.xyz` and
 `ethanol_isolated_atoms.xyz`. Each labelled frame is appended to `--work` as it is finished, so
@@ -69,8 +70,8 @@ def sample(temperature, n_frames, seed):
     return frames
 
 
-def label(atoms, guess=None, spin=0):
-    """Energy (eV) and forces (eV/Å) of one frame, and its density matrix as the next guess.
+def converge(atoms, guess=None, spin=0):
+    """Energy (eV) of one frame, its converged field, and its dipole moment (e·Å).
 
     Raises:
       RuntimeError: the self-consistent field did not converge.
@@ -90,10 +91,34 @@ def label(atoms, guess=None, spin=0):
         energy = field.kernel(dm0=guess) * HARTREE2EV
     if not field.converged:
         raise RuntimeError(f"SCF did not converge for {atoms.symbols}, info {atoms.info}")
+    return energy, field, field.dip_moment(unit="AU", verbose=0) * BOHR
+
+
+def label(atoms, guess=None, spin=0):
+    """Energy, forces (eV/Å) and dipole of one frame, and its density matrix as the next guess."""
+    energy, field, dipole = converge(atoms, guess, spin)
     gradient = field.nuc_grad_method()
     gradient.grid_response = True  # without it the forces do not sum to zero
     forces = -gradient.kernel() * HARTREE2EV / BOHR if len(atoms) > 1 else np.zeros((1, 3))
-    return energy, forces, field.make_rdm1()
+    labels = {"energy": energy, "forces": forces, "dipole": dipole}
+    return labels, field.make_rdm1()
+
+
+def add_dipoles(path, work):
+    """Add dipoles to the labelled frames of a file, whose energies must come out as they stand."""
+    frames = ase.io.read(path, ":")
+    done = ase.io.read(work, ":") if work.exists() else []
+    guess = None
+    for number, frame in enumerate(frames[len(done) :], start=len(done)):
+        energy, field, dipole = converge(frame, guess)
+        stored = frame.get_potential_energy()
+        assert abs(energy - stored) < 1e-5, f"frame {number}: {energy} is not {stored} eV"
+        forces, guess = frame.get_forces(), field.make_rdm1()
+        frame.calc = SinglePointCalculator(frame, energy=stored, forces=forces, dipole=dipole)
+        ase.io.write(work, frame, append=True)
+        done.append(frame)
+        print(f"{path.name} {number + 1}/{len(frames)}: {energy - stored:.1e} eV", flush=True)
+    ase.io.write(path, done)
 
 
 def label_all(frames, work):
@@ -101,11 +126,11 @@ def label_all(frames, work):
     done = ase.io.read(work, ":") if work.exists() else []
     guess = None
     for number, frame in enumerate(frames[len(done) :], start=len(done)):
-        energy, forces, guess = label(frame, guess)
-        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+        labels, guess = label(frame, guess)
+        frame.calc = SinglePointCalculator(frame, **labels)
         ase.io.write(work, frame, append=True)
         done.append(frame)
-        print(f"frame {number + 1}/{len(frames)}: {energy:.6f} eV", flush=True)
+        print(f"frame {number + 1}/{len(frames)}: {labels['energy']:.6f} eV", flush=True)
     return done
 
 
@@ -125,8 +150,8 @@ def isolated_atoms():
     frames = []
     for symbol, spin in UNPAIRED.items():
         atom = Atoms(symbol, info={"config_type": "IsolatedAtom", "provenance": PROVENANCE})
-        energy, forces, _ = label(atom, spin=spin)
-        atom.calc = SinglePointCalculator(atom, energy=energy, forces=forces)
+        labels, _ = label(atom, spin=spin)
+        atom.calc = SinglePointCalculator(atom, **labels)
         frames.append(atom)
     return frames
 
@@ -138,7 +163,12 @@ def main():
     parser.add_argument("--frames", type=int, default=260, help="frames at each temperature")
     parser.add_argument("--test", type=int, default=60, help="test frames at each temperature")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add-dipoles", action="store_true", help="to the frames in --out")
     args = parser.parse_args()
+    if args.add_dipoles:
+        for path in sorted(args.out.glob("ethanol_t*.xyz")):
+            add_dipoles(path, args.work.with_name(f"{args.work.stem}_{path.name}"))
+        return
     atoms = isolated_atoms()
     per_temperature = [sample(t, args.frames, args.seed) for t in TEMPERATURES]
     # Alternate the temperatures, so that an early stop still leaves a balanced set.

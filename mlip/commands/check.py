@@ -34,7 +34,7 @@ def run(arguments):
         from mlip.model.file import load_model
 
         potential = load_model(arguments.model, "float64")
-        cutoff = potential.config.cutoff if cutoff is None else cutoff
+        cutoff = potential.cutoff if cutoff is None else cutoff
         predict = potential.predict
     report = look(
         arguments.data,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from mlip import config as settings
@@ -10,7 +11,7 @@ from mlip.data.dataset import read
 from mlip.data.labels import LabelKeys
 from mlip.files import atomic_write
 from mlip.model.file import load_model
-from mlip.model.mace.fold import fold
+from mlip.model.fold import fold
 from mlip.programs import keep_compiled_programs
 from mlip.report.figures import write_parity
 from mlip.report.fit import report_evaluation
@@ -47,12 +48,17 @@ def run(arguments):
     keep_compiled_programs()
     potential = load_model(arguments.model, arguments.dtype)
     keys = settings.from_flags(LabelKeys, arguments)
+    # What the model predicts besides energies is read, and compared by the network as it is.
+    predicted = potential.model.quantities
+    left = [name for name in predicted if getattr(arguments, f"{name}_key") is None]
+    asked = {f"{name}_key": "auto" for name in left}
+    keys = replace(keys, **asked)
     structures = read(arguments.data, keys)
-    looked = check(arguments.data, keys, potential.config.cutoff, e0=None)
+    looked = check(arguments.data, keys, potential.cutoff, e0=None)
     used = potential
     for structure in structures:
         potential.species_of(structure)  # an unknown element is named here, with all that are known
-    if not arguments.unfolded:
+    if not arguments.unfolded and not predicted:
         present = {int(z) for structure in structures for z in structure.numbers}
         used = fold(potential, present.intersection(potential.species) or None)
     predictions = used.predict(structures)

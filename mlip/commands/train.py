@@ -4,7 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from mlip import config as settings
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
+from mlip.model.terms import TermsConfig
 from mlip.report.fit import report_training
 from mlip.runtime import Stop, use_all_cores
 from mlip.screen import Screen
@@ -25,9 +26,16 @@ def run(arguments):
     use_all_cores()
     resumed = (arguments.out or "run") if arguments.resume else None
     base = read_table(arguments.config, resumed)
+    if arguments.model_class:
+        section = base.get("model", {})
+        if not isinstance(section, dict):
+            raise ValueError(f"model is {section!r}; it is a section, written [model]")
+        base["model"] = {**section, "class": arguments.model_class}
     config = settings.from_flags(TrainConfig, arguments, base)
-    flags = (f.name for f in fields(NetworkConfig) if getattr(arguments, f.name) is not None)
-    config = adopt_network(config, {*base.get("network", {}), *flags})
+    names = [f.name for cls in (NetworkConfig, TermsConfig) for f in fields(cls)]
+    flags = (name for name in names if getattr(arguments, name) is not None)
+    sections = (base.get(section, {}) for section in ("network", "terms"))
+    config = adopt_network(config, {*flags, *(name for table in sections for name in table)})
     screen = Screen()
     with screen:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip.data.labels import KINDS, LabelKeys, choose_key, read_file, structure_of
+from mlip.data.labels import LabelKeys, choose_keys, read_file, structure_of
 from mlip.data.neighbors import neighbor_list
 from mlip.data.structure import Unusable, number_of, symbol
 
@@ -33,7 +33,7 @@ def read(path, keys=LabelKeys()):
     frames = read_frames(path)
     if keys is None:
         return [structure_of(frame, {}) for frame in frames]
-    chosen = {kind: choose_key(kind, getattr(keys, f"{kind}_key"), frames, path) for kind in KINDS}
+    chosen = choose_keys(keys, frames, path)
     return [structure_of(frame, chosen, keys) for frame in frames]
 
 

@@ -11,12 +11,13 @@ Conventions, written once here and kept everywhere:
 - Energies eV, lengths Å, forces eV/Å, stress eV/Å³ as a full 3 x 3 tensor with ASE's sign.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from mlip.data.neighbors import neighbor_list
+from mlip.data.quantities import DERIVED, QUANTITIES
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +34,9 @@ class Graph:
     n_atoms: jax.Array  # [n_structures] atoms of each structure; 0 for padding
     # [n_atoms, max_neighbors] where senders may be on other devices: `evaluate_spread` sets it.
     sender_species: jax.Array | None = None
+    # Where a term without a cutoff needs them.
+    positions: jax.Array | None = None  # [n_atoms, 3] Å
+    cell: jax.Array | None = None  # [n_structures, 3, 3] Å; zero along axes without a vector
 
     def species_of_senders(self):
         """Species of the sender in every slot, [n_atoms, max_neighbors]."""
@@ -42,14 +46,12 @@ class Graph:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Labels:
-    """What a batch is trained on; a weight of 0 stands for a label that is absent or padding."""
+    """What a batch is trained on, by the names of the quantities."""
 
-    energy: jax.Array  # [n_structures] eV, without the baseline of the single atoms
-    forces: jax.Array  # [n_atoms, 3] eV/Å
-    stress: jax.Array  # [n_structures, 3, 3] eV/Å³
-    energy_weight: jax.Array  # [n_structures]
-    forces_weight: jax.Array  # [n_atoms]
-    stress_weight: jax.Array  # [n_structures]
+    # [n_structures, ...] or [n_atoms, ...]; energies without the baseline of the single atoms.
+    values: dict[str, jax.Array]
+    # [n_structures] or [n_atoms]; 0 for a label that is absent, or padding.
+    weights: dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Shape:
     n_structures: int  # including the last one, which owns the padding
 
 
-def pad(frames, shape, cutoff, dtype=np.float32):
+def pad(frames, shape, cutoff, dtype=np.float32, whole=False):
     """One `Graph` of several structures, in NumPy arrays.
 
     Args:
@@ -130,6 +132,7 @@ def pad(frames, shape, cutoff, dtype=np.float32):
       shape: a `Shape` with room for all atoms and one structure more.
       cutoff: Å, for the displacement of padding.
       dtype: of all floating-point arrays. Displacements are taken in float64 and then rounded.
+      whole: with positions and cell, which terms without a cutoff need.
     """
     n_atoms, width = shape.n_atoms, shape.max_neighbors
     species = np.zeros(n_atoms, np.int32)
@@ -140,6 +143,7 @@ def pad(frames, shape, cutoff, dtype=np.float32):
     displacement[..., 0] = 2 * cutoff
     volume = np.full(shape.n_structures, np.inf, dtype)
     counts = np.zeros(shape.n_structures, np.int32)
+    positions, cell = np.zeros((n_atoms, 3), dtype), np.zeros((shape.n_structures, 3, 3), dtype)
     start = 0
     for index, (kinds, structure, table) in enumerate(frames):
         stop, columns = start + len(structure), table.neighbors.shape[1]
@@ -151,31 +155,38 @@ def pad(frames, shape, cutoff, dtype=np.float32):
             structure.positions, structure.cell, cutoff
         )
         volume[index], counts[index] = structure.volume, len(structure)
+        positions[start:stop], cell[index] = structure.positions, structure.cell
         start = stop
-    return Graph(species, owner, neighbors, reverse, displacement, volume, counts)
+    graph = Graph(species, owner, neighbors, reverse, displacement, volume, counts)
+    return replace(graph, positions=positions, cell=cell) if whole else graph
 
 
-def pad_labels(structures, baselines, shape, dtype=np.float32):
+def pad_labels(structures, baselines, shape, dtype=np.float32, names=DERIVED):
     """`Labels` of the structures of a batch; what a structure lacks has weight 0.
 
     Args:
       baselines: energy to subtract from each structure's label in float64, eV: an energy of
         -9391 eV has a spacing of 1 meV in float32.
+      names: of the quantities.
     """
-    energy, energy_weight = np.zeros((2, shape.n_structures), dtype)
-    stress, stress_weight = np.zeros((shape.n_structures, 3, 3), dtype), np.zeros_like(energy)
-    forces, forces_weight = np.zeros((shape.n_atoms, 3), dtype), np.zeros(shape.n_atoms, dtype)
+    values, weights = {}, {}
+    for name in names:
+        row = QUANTITIES[name]
+        n_rows = shape.n_structures if row.of == "structure" else shape.n_atoms
+        values[name] = np.zeros((n_rows, *row.shape), dtype)
+        weights[name] = np.zeros(n_rows, dtype)
     start = 0
     for index, (structure, baseline) in enumerate(zip(structures, baselines)):
         stop = start + len(structure)
-        if structure.energy is not None:
-            energy[index], energy_weight[index] = structure.energy - baseline, 1
-        if structure.forces is not None:
-            forces[start:stop], forces_weight[start:stop] = structure.forces, 1
-        if structure.stress is not None and np.isfinite(structure.volume):
-            stress[index], stress_weight[index] = structure.stress, 1
+        for name in names:
+            label = structure.label(name)
+            if label is None or (name == "stress" and not np.isfinite(structure.volume)):
+                continue
+            label = label - baseline if name == "energy" else label
+            rows = index if QUANTITIES[name].of == "structure" else slice(start, stop)
+            values[name][rows], weights[name][rows] = label, 1
         start = stop
-    return Labels(energy, forces, stress, energy_weight, forces_weight, stress_weight)
+    return Labels(values, weights)
 
 
 def pack(sizes, order, batch_size, max_atoms, max_slots):

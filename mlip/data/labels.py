@@ -11,75 +11,51 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import UnknownFileTypeError
 
+from mlip.data.quantities import DERIVED, QUANTITIES, settings_of_quantities
 from mlip.data.structure import Unusable, from_ase, to_ase
-from mlip.units import BOHR, GPA, HARTREE, KBAR, KCAL_MOL, KJ_MOL, RYDBERG
 
-KINDS = ("energy", "forces", "stress")
-ENERGY_UNITS = {
-    "eV": 1.0,
-    "Hartree": HARTREE,
-    "Ry": RYDBERG,
-    "kcal/mol": KCAL_MOL,
-    "kJ/mol": KJ_MOL,
-}
-# A minus stands for gradients, which some programs print instead of forces.
-FORCES_UNITS = {
-    f"{sign}{energy}/{length}": (-1 if sign else 1) * ENERGY_UNITS[energy] / angstroms
-    for sign in ("", "-")
-    for energy in ENERGY_UNITS
-    for length, angstroms in (("A", 1.0), ("Bohr", BOHR))
-}
-# Stresses are taken with ASE's sign; codes that print the pressure tensor need a minus.
-STRESS_UNITS = {
-    f"{sign}{unit}": (-1 if sign else 1) * value
-    for sign in ("", "-")
-    for unit, value in (
-        ("eV/A^3", 1.0),
-        ("GPa", GPA),
-        ("kbar", KBAR),
-        ("Hartree/Bohr^3", HARTREE / BOHR**3),
-        ("Ry/Bohr^3", RYDBERG / BOHR**3),
-    )
-}
 STRESS_ORDERS = {"voigt": "xx yy zz yz xz xy", "vasp": "xx yy zz xy yz xz"}
-PATTERNS = {
-    "energy": re.compile(r"(?!.*(kinetic|zero_point|cutoff))(.*_)?energy", re.IGNORECASE),
-    "forces": re.compile(r"(.*_)?forces?", re.IGNORECASE),
-    "stress": re.compile(r"(.*_)?(stress|virials?)", re.IGNORECASE),
-}
 # Calculators write this beside `energy`; it counts only where it stands alone.
 SECOND_CHOICE = {"free_energy": "energy"}
 # Of a calculator, in ASE's units whatever those of energies and forces are.
 KEPT_RESULTS = ("charges", "dipole", "magmom", "magmoms")
 
 
+_KeysAndUnits = settings_of_quantities(
+    "_KeysAndUnits",
+    {
+        # Of what models do not all predict, nothing is read that nobody asks for.
+        "key": lambda quantity: (str, "auto" if quantity.derived else "none", quantity.key_help),
+        "unit": lambda quantity: (str, next(iter(quantity.units)), quantity.unit_help),
+    },
+)
+
+
 @dataclass(frozen=True)
-class LabelKeys:
+class LabelKeys(_KeysAndUnits):
     """Where a data set keeps its labels, and in which units."""
 
-    energy_key: str = "auto"  # key of the energies; auto finds it, none goes without
-    forces_key: str = "auto"  # key of the forces; auto or none likewise
-    stress_key: str = "auto"  # of the stress; if it ends in virial(s), it holds −V·stress in eV
-    energy_unit: str = "eV"  # or Hartree, Ry, kcal/mol, kJ/mol
-    forces_unit: str = "eV/A"  # or Hartree/Bohr, kcal/mol/A, …; a minus in front for gradients
-    stress_unit: str = "eV/A^3"  # or GPa, kbar, …; with a minus in front for the pressure's sign
     stress_order: str = "voigt"  # of six: voigt xx yy zz yz xz xy, vasp xx yy zz xy yz xz, or any
 
     def __post_init__(self):
-        for name, known in {
-            "energy_unit": ENERGY_UNITS,
-            "forces_unit": FORCES_UNITS,
-            "stress_unit": STRESS_UNITS,
-        }.items():
-            if getattr(self, name) not in known:
+        for name, quantity in QUANTITIES.items():
+            if self.unit(name) not in quantity.units:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}"
+                    f"{name}_unit is {self.unit(name)!r}; choose one of {', '.join(quantity.units)}"
                 )
         if sorted(self.order_of_stress()) != sorted(STRESS_ORDERS["voigt"].split()):
             raise ValueError(
                 f"stress_order is {self.stress_order!r}; write voigt, vasp, or the six components "
                 'as they stand, such as "xx yy zz xy xz yz"'
             )
+
+    def key(self, name):
+        """Where a quantity is looked for."""
+        return getattr(self, f"{name}_key")
+
+    def unit(self, name):
+        """The unit that a file has it in."""
+        return getattr(self, f"{name}_unit")
 
     def order_of_stress(self):
         """The six components as they stand in the file."""
@@ -104,7 +80,7 @@ class Frame:
     def value(self, kind, key):
         """What stands under a key, or None."""
         results = getattr(self.atoms.calc, "results", {})
-        place = self.atoms.arrays if kind == "forces" else self.atoms.info
+        place = self.atoms.arrays if QUANTITIES[kind].of == "atom" else self.atoms.info
         return results.get(key, place.get(key))
 
     def keys(self):
@@ -160,12 +136,12 @@ def _frame(path, index, atoms):
     # Results are read directly, since `get_forces` would zero those of fixed atoms.
     results = getattr(atoms.calc, "results", {})
     labels, twofold = {}, set()
-    for kind, pattern in PATTERNS.items():
-        beside = atoms.arrays if kind == "forces" else atoms.info
+    for kind, quantity in QUANTITIES.items():
+        beside = atoms.arrays if quantity.of == "atom" else atoms.info
         named = {
             key: value
             for key, value in {**beside, **results}.items()
-            if pattern.fullmatch(key) and value is not None
+            if quantity.pattern.fullmatch(key) and value is not None
         }
         labels[kind] = {k: v for k, v in named.items() if SECOND_CHOICE.get(k) not in named}
         both = [key for key in named if key in results and beside.get(key) is not None]
@@ -181,11 +157,16 @@ def _same(one, other):
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=1e-6)
 
 
+def choose_keys(keys, frames, path):
+    """{quantity: key or None} of all quantities; see `choose_key`."""
+    return {name: choose_key(name, keys.key(name), frames, path) for name in QUANTITIES}
+
+
 def choose_key(kind, wanted, frames, path):
     """The key of a label in all frames, or None for none.
 
     Args:
-      kind: energy, forces or stress.
+      kind: name of a quantity.
       wanted: a key, "auto" or "none".
       path: of the data, for messages.
 
@@ -211,13 +192,18 @@ def choose_key(kind, wanted, frames, path):
         )
     if kind == "forces" and all(len(frame.atoms) == 1 for frame in frames):
         return keys[0] if keys else None
-    if not keys and kind != "stress":
+    if not keys and QUANTITIES[kind].needed:
         raise Unusable(
             "no-label",
             f"{path} has no {kind}; found {listing(frames)}",
             f"name the key with --{kind}-key, or write --{kind}-key none to go without",
         )
     return keys[0] if keys else None
+
+
+def is_label(key):
+    """True of a key that is named like a label that every model has."""
+    return any(QUANTITIES[name].pattern.fullmatch(key) for name in DERIVED)
 
 
 def listing(frames):
@@ -248,19 +234,28 @@ def structure_of(frame, chosen, keys=LabelKeys()):
                 "remove or rename one of them",
             )
         values[kind] = _numbers(frame, kind, key, value)
+    factors = {name: QUANTITIES[name].units[keys.unit(name)] for name in values}
+    values = {name: value * factors[name] for name, value in values.items()}
     if "energy" in values:
-        values["energy"] = _energy(frame, chosen["energy"], values["energy"], keys)
-    if "forces" in values:
-        values["forces"] = values["forces"] * FORCES_UNITS[keys.forces_unit]
+        values["energy"] = _energy(frame, chosen["energy"], values["energy"])
     if "stress" in values:
         tensor = _full_stress(frame.name, values["stress"], keys.order_of_stress())
-        tensor = tensor * STRESS_UNITS[keys.stress_unit]
         if re.search("virials?$", chosen["stress"], re.IGNORECASE):
             volume = from_ase(frame.atoms, frame.name).volume
             tensor = -tensor / volume if np.isfinite(volume) else None
         values["stress"] = tensor
     group = str(frame.atoms.info.get("config_type", ""))
-    return from_ase(frame.atoms, frame.name, **values, group=group)
+    others = {name: values.pop(name) for name in sorted(set(values) - set(DERIVED))}
+    molecular = [name for name in others if QUANTITIES[name].molecular]
+    if molecular and frame.atoms.pbc.any():
+        raise Unusable(
+            "periodic",
+            f"{frame.name} is periodic and has a {molecular[0]} under "
+            f"{chosen[molecular[0]]!r}, which is defined only up to multiples of the lattice "
+            "vectors there, and jumps",
+            f"take molecules, or leave it away with --{molecular[0]}-key none",
+        )
+    return from_ase(frame.atoms, frame.name, **values, others=others, group=group)
 
 
 def _numbers(frame, kind, key, value):
@@ -276,14 +271,14 @@ def _numbers(frame, kind, key, value):
         ) from None
 
 
-def _energy(frame, key, value, keys):
+def _energy(frame, key, value):
     if value.size != 1:
         raise Unusable(
             "wrong-shape",
             f"{frame.name}: the energy {key} is {value.tolist()}, not one number"[:200],
             "give the energy of the whole structure",
         )
-    return float(value.reshape(())) * ENERGY_UNITS[keys.energy_unit]
+    return float(value.reshape(()))
 
 
 def _full_stress(name, stress, order):
@@ -321,15 +316,16 @@ def write_frames(path, frames, structures):
     images, lost = [], set()
     for frame, structure in zip(frames, structures):
         atoms = to_ase(structure)
-        named = {key for key in frame.keys() if any(p.fullmatch(key) for p in PATTERNS.values())}
+        named = {key for key in frame.keys() if is_label(key)}
         atoms.info |= {k: v for k, v in frame.atoms.info.items() if k not in named}
         for key, values in frame.atoms.arrays.items():
             if key not in named and key not in atoms.arrays:
                 atoms.set_array(key, values)
-        labels = {kind: getattr(structure, kind) for kind in KINDS}
-        labels = {kind: value for kind, value in labels.items() if value is not None}
+        labels = {name: structure.label(name) for name in QUANTITIES}
+        labels = {name: value for name, value in labels.items() if value is not None}
         results = getattr(frame.atoms.calc, "results", {})
-        labels |= {key: results[key] for key in KEPT_RESULTS if results.get(key) is not None}
+        kept = (key for key in KEPT_RESULTS if results.get(key) is not None)
+        labels |= {key: results[key] for key in kept if key not in labels}
         atoms.calc = SinglePointCalculator(atoms, **labels)
         images.append(atoms)
         lost |= frame.keys() - {*atoms.info, *atoms.arrays, *labels}

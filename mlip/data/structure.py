@@ -1,10 +1,12 @@
 """Structure: one configuration of atoms, with the labels it may carry."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import ase
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols, covalent_radii
+
+from mlip.data.quantities import DERIVED, QUANTITIES
 
 COVALENT_RADII = covalent_radii  # Å, by atomic number; Cordero et al. 2008
 
@@ -38,6 +40,8 @@ class Structure:
     energy: float | None = None  # eV
     forces: np.ndarray | None = None  # [n_atoms, 3] eV/Å
     stress: np.ndarray | None = None  # [3, 3] eV/Å³, positive when the cell wants to shrink
+    # Labels of further quantities, by name, in their units; shapes as the table has them.
+    others: dict[str, np.ndarray] = field(default_factory=dict)
     name: str = "structure"  # for messages, such as train.xyz#12
     group: str = ""  # the data set's own kind of frame, its `config_type`
 
@@ -52,9 +56,29 @@ class Structure:
             convert["forces"] = (float, (len(self.numbers), 3))
         if self.stress is not None:
             convert["stress"] = (float, (3, 3))
-        for field, (dtype, shape) in convert.items():
-            array = _checked(self.name, field, getattr(self, field), dtype, shape)
-            object.__setattr__(self, field, array)
+        others = {}
+        for name, values in self.others.items():
+            if name not in QUANTITIES or name in DERIVED:
+                known = ", ".join(sorted(set(QUANTITIES) - set(DERIVED)))
+                raise Unusable(
+                    "unknown-quantity",
+                    f"{self.name}: {name!r} is none of the further quantities ({known})",
+                    "give energy, forces and stress by their own names",
+                )
+            row = QUANTITIES[name]
+            if row.molecular and np.any(self.pbc):
+                raise Unusable(
+                    "periodic",
+                    f"{self.name} is periodic and has a {name}, which is defined only up to "
+                    "multiples of the lattice vectors there",
+                    "leave it away, or make it a molecule",
+                )
+            shape = row.shape if row.of == "structure" else (len(self.numbers), *row.shape)
+            others[name] = _checked(self.name, name, values, float, shape)
+        object.__setattr__(self, "others", others)
+        for name, (dtype, shape) in convert.items():
+            array = _checked(self.name, name, getattr(self, name), dtype, shape)
+            object.__setattr__(self, name, array)
         self._check_atoms()
         if self.energy is not None and not abs(self.energy) <= LARGEST_ENERGY:
             raise Unusable(
@@ -104,22 +128,26 @@ class Structure:
         """The supercell with `counts` copies along the lattice vectors, without labels."""
         return from_ase(to_ase(self).repeat(counts), name=self.name)
 
+    def label(self, name):
+        """The label of a quantity of the table, or None."""
+        return getattr(self, name) if name in DERIVED else self.others.get(name)
+
     def without_labels(self):
-        return replace(self, energy=None, forces=None, stress=None)
+        return replace(self, energy=None, forces=None, stress=None, others={})
 
 
-def _checked(name, field, values, dtype, shape):
+def _checked(name, what, values, dtype, shape):
     """Values as an array that cannot be changed, of this type and shape (-1 for any length)."""
     try:
         array = np.array(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise Unusable(
-            "not-numbers", f"{name}: {field} are not numbers ({error})", "correct the frame"
+            "not-numbers", f"{name}: {what} are not numbers ({error})", "correct the frame"
         ) from None
     if array.ndim != len(shape) or any(s not in (-1, a) for s, a in zip(shape, array.shape)):
         raise Unusable(
             "wrong-shape",
-            f"{name}: {field} have shape {array.shape}; expected "
+            f"{name}: {what} have shape {array.shape}; expected "
             f"{str(shape).replace('-1', 'n_atoms')}",
             "correct the frame or remove it",
         )
@@ -127,13 +155,13 @@ def _checked(name, field, values, dtype, shape):
         bad = np.argwhere(~np.isfinite(array))[0]
         raise Unusable(
             "not-finite",
-            f"{name}: {field} hold {array[tuple(bad)]} at {tuple(bad.tolist())}",
+            f"{name}: {what} hold {array[tuple(bad)]} at {tuple(bad.tolist())}",
             "remove the frame or mend its source",
         )
     if dtype is float and array.size and (most := np.abs(array).max()) > LARGEST:
         raise Unusable(
             "too-large",
-            f"{name}: {field} reach {most:.3g}, where {LARGEST:g} (of Å and eV) is the most",
+            f"{name}: {what} reach {most:.3g}, where {LARGEST:g} (of Å and eV) is the most",
             "check their unit, or remove the frame",
         )
     array.setflags(write=False)

@@ -7,11 +7,11 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlip.data.graph import Shape, build_table, pad
+from mlip.data.graph import Shape, build_table
 from mlip.data.neighbors import table_holds
 from mlip.data.structure import from_ase
 from mlip.model.file import load_model
-from mlip.model.mace.fold import fold
+from mlip.model.fold import fold
 from mlip.model.mace.tables import NoTables
 from mlip.model.potential import Potential, double_sums, round_up
 from mlip.model.spread import whole_shares
@@ -23,10 +23,11 @@ class Calculator(AseCalculator):
     """Energies, forces and stress of any `ase.Atoms`, one after another.
 
     `energy` and `free_energy` (eV), `energies` (eV), `forces` (eV/Å) and `stress` (eV/Å³, Voigt's
-    order and ASE's sign; only for cells with a volume). The compiled program is kept as long as the
-    atoms fit its padded size, and for later processes in a cache, by jax for the whole process (see
-    `mlip.programs.keep_compiled_programs`); the neighbour table as long as elements and periodicity
-    are the same and no pair can have come within the cutoff from beyond the skin.
+    order and ASE's sign; only for cells with a volume); `dipole` (e·Å) of molecules, where the
+    model predicts it, by a second evaluation when it is asked for. The compiled program is kept as
+    long as the atoms fit its padded size, and for later processes in a cache, by jax for the whole
+    process (see `mlip.programs.keep_compiled_programs`); the neighbour table as long as elements
+    and periodicity are the same and no pair can have come within the cutoff from beyond the skin.
 
     Args:
       model: path of a model file, or a `Potential`.
@@ -52,6 +53,8 @@ class Calculator(AseCalculator):
             raise ValueError(f"skin is {skin} Å; it must be zero or positive (0.5 Å is usual)")
         is_potential = isinstance(model, Potential)
         self.potential = model.with_dtype(dtype) if is_potential else load_model(model, dtype)
+        if "dipole" in self.potential.model.quantities:
+            self.implemented_properties = (*self.implemented_properties, "dipole")
         self.skin = float(skin)
         if devices is not None and not folded:
             raise ValueError("only a folded potential is spread over devices; leave them away")
@@ -77,11 +80,17 @@ class Calculator(AseCalculator):
                 "there is no stress without a periodic cell of finite volume; set atoms.cell and "
                 "atoms.pbc"
             )
+        results = {}
+        if "dipole" in properties:
+            results["dipole"] = self._dipole(structure)
+            if set(properties) == {"dipole"} and not system_changes:
+                self.results |= results
+                return
         self._fold_for(structure)
         self._update_table(structure)
         frame = (self.used.species_of(structure), structure, self.table)
         prediction = self.used.split(self.used.evaluate(self._graph(frame)), [frame])[0]
-        self.results = {
+        self.results = results | {
             "energy": prediction.energy,
             "free_energy": prediction.energy,
             "energies": prediction.energies,
@@ -89,6 +98,16 @@ class Calculator(AseCalculator):
         }
         if prediction.stress is not None:
             self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)
+
+    def _dipole(self, structure):
+        """By the network as it is, for folded ones have energies alone."""
+        found = self.potential.predict([structure])[0].value("dipole")
+        if found is None:
+            raise PropertyNotImplementedError(
+                "a periodic cell has no dipole moment but for multiples of its vectors; set "
+                "atoms.pbc = False for a molecule"
+            )
+        return found
 
     def _fold_for(self, structure):
         """Have the tables hold the structure's elements besides those met before."""
@@ -105,8 +124,8 @@ class Calculator(AseCalculator):
 
     def _graph(self, frame):
         """The padded graph, without the edges of the skin, which would cost and give nothing."""
-        cutoff, dtype = self.potential.config.cutoff, self.potential.dtype
-        graph = pad([frame], self.shape, cutoff, dtype)
+        cutoff = self.potential.cutoff
+        graph = self.used.graph([frame], self.shape)
         if self.skin == 0:
             return graph
         within = ((graph.displacement**2).sum(axis=-1) < cutoff**2).sum(axis=1).max()
@@ -116,7 +135,7 @@ class Calculator(AseCalculator):
             return narrow(graph, cutoff, self.width)[0]
 
     def _update_table(self, structure):
-        cutoff = self.potential.config.cutoff
+        cutoff = self.potential.cutoff
         old = self.reference
         if old is not None and table_holds(old, structure, cutoff, self.skin):
             return
@@ -125,8 +144,7 @@ class Calculator(AseCalculator):
         n_atoms, width = self.table.size()
         if n_atoms > self.shape.n_atoms or width > self.shape.max_neighbors:
             # Room for a tenth more neighbours, so that fluctuations compile nothing.
-            if self.folded:
-                n_atoms = whole_shares(n_atoms, self.used.sharing(n_atoms))
+            n_atoms = whole_shares(n_atoms, self.used.sharing(n_atoms))
             self.shape = Shape(
                 max(n_atoms, self.shape.n_atoms),
                 max(round_up(-(-11 * width // 10)), self.shape.max_neighbors),

@@ -13,8 +13,7 @@ import numpy as np
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import from_ase, to_ase
 from mlip.model.blocks import gather_senders
-from mlip.model.mace.fold import fold
-from mlip.model.potential import atom_energies
+from mlip.model.fold import fold
 from mlip.simulation.neighbors import Grid, Neighbors, Room, plan, search, times
 
 
@@ -153,7 +152,7 @@ def neighbor_fn(potential, structure, fractional_coordinates=False, skin=0.5):
         raise ValueError(f"skin is {skin} Å; it must be positive (0.5 Å is usual)")
     cell = tuple(map(tuple, complete_cell(structure.cell, structure.pbc).tolist()))
     pbc = tuple(structure.pbc.tolist())
-    space = Space(cell, pbc, fractional_coordinates, potential.config.cutoff, float(skin))
+    space = Space(cell, pbc, fractional_coordinates, potential.cutoff, float(skin))
     return NeighborListFns(space, structure)
 
 
@@ -176,11 +175,12 @@ def energy_fn(potential, structure, folded=True):
     Raises:
       ValueError: an element that the potential does not know.
     """
+    potential.require_local("jax-md's calling convention")
     species = potential.species_of(structure)
     if folded:
         potential = fold(potential, set(structure.numbers.tolist()))
         species = potential.species_of(structure)
-    network, weights, dtype = potential.network, potential.weights, potential.dtype
+    surface, weights, dtype = potential.surface, potential.weights, potential.dtype
 
     def energy(positions, neighbor, box=None, perturbation=None, **_):
         table, space = neighbor.table, neighbor.space
@@ -197,7 +197,7 @@ def energy_fn(potential, structure, folded=True):
         far = jnp.asarray((2 * space.cutoff, 0, 0), vectors.dtype)
         vectors = jnp.where(table.used[0, ..., None], vectors, far)
         graph = replace(graph, displacement=vectors.astype(dtype))
-        total = atom_energies(network, weights, graph).sum().astype(positions.dtype)
+        total = surface.outputs(weights, graph).energies.sum().astype(positions.dtype)
         # A factor, so that the derivative is not a number either.
         return total * jnp.where(space.hold(table, still, steady, space.skin), 1.0, jnp.nan)
 

@@ -15,10 +15,11 @@ energies, forces and virial at every step. Each rank computes its own atoms (see
 import ctypes
 import functools
 import itertools
+import math
 import re
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -28,13 +29,12 @@ from mlip.data.graph import Graph
 from mlip.data.neighbors import heights
 from mlip.data.structure import Structure, mass, number_of, symbol
 from mlip.engines.halo import cut_out, find_halo
+from mlip.model.derivatives import outputs_and_pull, with_derivatives
 from mlip.model.file import load_model
-from mlip.model.mace.fold import FoldedPotential, fold
+from mlip.model.fold import FoldedPotential, fold
 from mlip.model.potential import (
     Potential,
     double_sums,
-    energies_and_pull,
-    forces_and_stress,
 )
 from mlip.programs import keep_compiled_programs, program
 
@@ -100,6 +100,7 @@ def drive(engine, model, elements, dtype=None, skin=0.5, folded=True):
     """
     keep_compiled_programs()
     potential = model if isinstance(model, Potential) else load_model(model)
+    potential.require_local("LAMMPS")
     potential = potential.with_dtype(dtype)
     if not (np.isfinite(skin) and skin >= 0):
         raise ValueError(f"skin is {skin} Å; it must be zero or positive (0.5 Å is usual)")
@@ -162,19 +163,18 @@ def _refuse_earlier_fixes(engine, comm):
 
 
 @program(static_argnums=0)
-def evaluate_part(network, weights, graph, own):
-    """Energies of a rank's own atoms, and the derivative of their sum.
+def evaluate_part(surface, weights, graph, own):
+    """`Outputs` of a rank's own atoms, with the derivative of their sum.
 
     Args:
       graph: the rank's rows, all of one structure.
       own: [n_atoms] 1 for own atoms, 0 for others.
 
     Returns:
-      energies [n_atoms], forces on all rows [n_atoms, 3], stress [1, 3, 3].
+      `Outputs` with forces on all rows, and the stress of this rank's energies.
     """
-
-    energies, pull = energies_and_pull(network, weights, graph, own)
-    return energies, *forces_and_stress(graph, pull)
+    outputs, pull = outputs_and_pull(surface, weights, graph, own)
+    return with_derivatives(outputs, graph, pull)
 
 
 @dataclass(frozen=True)
@@ -254,22 +254,22 @@ class Driver:
 
     def _renew(self, structure, n_own):
         """Build the table anew, in the shape of the last one if it fits."""
-        config, old = self.potential.config, self.part
+        model, old = self.potential.model, self.part
         self.part = part = cut_out(
             structure,
             n_own,
-            config.cutoff,
+            model.cutoff,
             self.skin,
-            config.layers,
+            n_layers(model),
             spare=self.comm.size > 1,
             **({} if old is None else {"room": old.room, "width": old.table.size()[1]}),
         )
         kinds = self.potential.species_of(structure)
         own = (np.arange(len(structure)) < n_own).astype(self.potential.dtype)
         self.baseline = (self.potential.e0 + self.potential.shift)[kinds[:n_own]]
-        self.network = self.potential.network
+        self.surface = self.potential.surface
         if isinstance(self.potential, FoldedPotential) and self.comm.size > 1:
-            self.network = replace(self.network, rows=part.layer_rows())
+            self.surface = self.surface.running(rows=part.layer_rows())
         with double_sums():
             self.constant = jax.device_put(
                 {
@@ -286,7 +286,7 @@ class Driver:
         """Energies of own atoms, forces on own atoms and the halo, and this rank's virial."""
         part, potential = self.part, self.potential
         displacement = part.table.displacement(
-            part.spread(structure.positions), structure.cell, potential.config.cutoff
+            part.spread(structure.positions), structure.cell, potential.cutoff
         )
         volume = abs(np.linalg.det(structure.cell))
         with double_sums():
@@ -295,15 +295,15 @@ class Driver:
                 volume=np.array([volume], potential.dtype),
                 **self.constant,
             )
-            outputs = evaluate_part(self.network, potential.weights, graph, self.own)
-        energies, forces, stress = (np.asarray(output, float) for output in outputs)
-        energies, forces = part.collect(energies)[:n_own], part.collect(forces)
+            outputs = evaluate_part(self.surface, potential.weights, graph, self.own)
+        outputs = jax.tree.map(lambda array: np.asarray(array, float), outputs)
+        energies, forces = part.collect(outputs.energies)[:n_own], part.collect(outputs.forces)
         if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
             raise FloatingPointError(
                 f"{structure.name}: the potential gives a number that is not finite; the atoms "
                 "are probably far closer than any it was trained on"
             )
-        virial = -volume * stress[0][[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
+        virial = -volume * outputs.stress[0][[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]
         return energies + self.baseline, forces, virial
 
     def _sum_ranks(self, found, failure):
@@ -329,20 +329,26 @@ class Driver:
 
     def _lacking(self, moved):
         """The failure, if a rank may lack an atom on which its own depend."""
-        config = self.potential.config
-        depth = config.layers * config.cutoff
+        model = self.potential.model
+        depth = model.reach
         before, (now, _) = self.exchanged[1], _box(self.engine)
         # Copies of an atom move with the cell, too.
         crossed = np.ceil(depth / heights(now)) * list(itertools.product((-1, 1), repeat=3))
         stretched = np.linalg.norm(crossed @ (now - before), axis=1).max()
         if depth + 2 * moved + stretched > self.halo.reach:
             return ValueError(
-                f"the energies of a rank depend on atoms up to {depth:.6g} Å away ({config.layers} "
-                f"layers, cutoff {config.cutoff:.6g} Å), and atoms have moved {moved:.2g} Å since "
-                f"ranks exchanged them, but LAMMPS tells of those within {self.halo.reach:.2f} Å "
-                f"only; write 'comm_modify cutoff {depth + USUAL_SKIN:.6g}' ({depth:.6g} Å and the "
-                "skin of the command neighbor) and 'neigh_modify every 1 delay 0 check yes'"
+                f"the energies of a rank depend on atoms up to {depth:.6g} Å away "
+                f"({n_layers(model)} layers, cutoff {model.cutoff:.6g} Å), and atoms have moved "
+                f"{moved:.2g} Å since ranks exchanged them, but LAMMPS tells of those within "
+                f"{self.halo.reach:.2f} Å only; write 'comm_modify cutoff "
+                f"{depth + USUAL_SKIN:.6g}' ({depth:.6g} Å and the skin of the command neighbor) "
+                "and 'neigh_modify every 1 delay 0 check yes'"
             )
+
+
+def n_layers(model):
+    """How many times an atom's energy reaches one cutoff farther."""
+    return math.ceil(model.reach / model.cutoff - 1e-9)
 
 
 def _box(engine):

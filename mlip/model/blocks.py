@@ -50,25 +50,6 @@ def map_blocks(function, block, *arrays, at_once=SMALL):
     return jax.tree.map(join, blocks)
 
 
-def block_size(wanted, columns, best_on_cpu):
-    """Atoms to take at a time, or None for all.
-
-    Args:
-      wanted: a number, 0 for all, or None for what suits the cache of a CPU.
-      columns: features of an atom; the more, the fewer atoms.
-      best_on_cpu: measured best number of atoms for 64 features.
-
-    Raises:
-      ValueError: a negative number.
-    """
-    if wanted is None:
-        on_cpu = jax.default_backend() == "cpu"
-        wanted = max(4, best_on_cpu * 64 // columns) if on_cpu else 0
-    if wanted < 0:
-        raise ValueError(f"block is {wanted}; give a positive number of atoms, or 0 for all")
-    return wanted or None
-
-
 def from_all_devices(rows, axis):
     """Rows of all atoms from the rows on each device; unchanged where atoms are on one device."""
     return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)

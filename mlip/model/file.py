@@ -14,11 +14,15 @@ import safetensors.numpy
 from mlip import config as settings
 from mlip.data.structure import number_of, symbol
 from mlip.files import atomic_write
-from mlip.model.mace.network import Network, NetworkConfig, parameter_shapes
+from mlip.model.contract import FlaxModel, class_name, hashable, registered
+from mlip.model.fold import FoldedPotential
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import Potential
+from mlip.model.terms import ZBL, TermsConfig
 
 FORMAT = "mlip-jax model"
-FORMAT_VERSION = 2  # 2: the network has more settings, all with the defaults of 1
+# 2: the network has more settings, all with the defaults of 1. 3: a model of any family, terms.
+FORMAT_VERSION = 3
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
 
 
@@ -29,7 +33,8 @@ class Card:
     format: str
     format_version: int
     package_version: str
-    config: NetworkConfig
+    model: dict  # its family, and what makes it anew
+    terms: TermsConfig
     species: tuple[str, ...]
     e0: tuple[float, ...]  # eV
     shift: tuple[float, ...]  # eV
@@ -44,11 +49,17 @@ def save_model(potential, path):
     """Write a potential to one safetensors file: weights, and JSON that says what they are.
 
     Raises:
-      ValueError: a folded potential, which is made anew wherever it is used.
+      ValueError: a folded potential, which is made anew wherever it is used; a network whose
+        settings, or terms, a file cannot keep.
     """
-    if not isinstance(potential.network, Network):
+    if isinstance(potential, FoldedPotential):
         raise ValueError("a folded potential is not kept; save the one that it came from")
+    if not isinstance(potential.terms, TermsConfig):
+        raise ValueError(
+            f"the terms {potential.terms} are no settings; have them made by a TermsConfig"
+        )
     card, tensors = _contents(potential)
+    card |= {"model": potential.model.card(), "terms": asdict(potential.terms)}
     card |= {"package_version": version("mlip-jax"), "training": potential.training}
     text = json.dumps(card, sort_keys=True)
     metadata = {"mlip": text, "sha256": _digest(text, tensors)}
@@ -59,6 +70,7 @@ def save_model(potential, path):
 def fingerprint(potential):
     """sha256 of all that a potential's predictions depend on, in hexadecimal digits."""
     card, tensors = _contents(potential)
+    card |= {"model": repr(potential.model), "terms": repr(potential.surface.terms)}
     return _digest(json.dumps(card, sort_keys=True), tensors)
 
 
@@ -69,7 +81,6 @@ def _contents(potential):
     card = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "config": asdict(potential.config),
         "species": [symbol(z) for z in potential.species],
         "e0": potential.e0.tolist(),
         "shift": potential.shift.tolist(),
@@ -91,17 +102,19 @@ def _digest(text, tensors):
     return digest.hexdigest()
 
 
-def load_model(path, dtype=None):
-    """Read a potential back, verified.
+def load_model(path, dtype=None, model=None):
+    """Read a potential back, verified. No code that the file names is imported.
 
     Args:
       path: a file that `save_model` wrote.
       dtype: "float32" or "float64"; by default the precision it was saved with.
+      model: class of the network, where it is one of your own; classes that were given to
+        `mlip.register` are known.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is truncated or damaged, of another program, of a newer format, or its
-        tensors do not fit its configuration.
+      ValueError: the file is truncated or damaged, of another program, of a newer format, of a
+        network whose class is not known here, or its tensors do not fit its configuration.
     """
     path = Path(path)
     if not path.is_file():
@@ -137,27 +150,80 @@ def load_model(path, dtype=None):
             f"{card.get('package_version')}; this version reads up to {FORMAT_VERSION}. Update "
             "mlip-jax"
         )
+    wrongly = "the file was put together wrongly, save it anew"
     try:
-        return _potential(settings.from_table(Card, card), tensors, dtype)
+        card = settings.from_table(Card, _upgrade(card))
     except ValueError as error:
+        raise ValueError(f"{path}: {error}; {wrongly}") from None
+    cls = _network_class(path, card.model, model)
+    try:
+        return _potential(card, tensors, dtype, cls)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {wrongly}") from None
+
+
+def _upgrade(card):
+    """The card of an older version as one of this."""
+    if card["format_version"] >= 3:
+        return card
+    card = dict(card)
+    network = card.pop("config", {})
+    moved = {n: network.pop(n) for n in ZBL if n in network} if isinstance(network, dict) else {}
+    return card | {"model": {"family": "mace", "settings": network}, "terms": moved}
+
+
+def _network_class(path, about, given):
+    """The class of a file's network, given or registered; None for the MACE family.
+
+    Raises:
+      ValueError: none is, or it is of another name than the file has.
+    """
+    name = str(about.get("class")) if about.get("family") == "flax" else None
+    if given is not None and class_name(given).rpartition(":")[2] != str(name).rpartition(":")[2]:
         raise ValueError(
-            f"{path}: {error}; the file was put together wrongly, save it anew"
+            f"the network of {path} is {name or 'of the MACE family'}, not {class_name(given)}; "
+            + ("give its own class" if name else "load it without a class")
+        )
+    found = given or (name and registered(name, anywhere=True))
+    if name and found is None:
+        raise ValueError(
+            f"the network of {path} is {name}, and no code that a file names is imported; give the "
+            f"class, as mlip.load(path, model={name.rpartition(':')[2]}) or --model-class {name}"
+        )
+    return found
+
+
+def _model(card, cls):
+    """The model that a card describes, of this class if it is a flax module."""
+    values, n_species = card.model.get("settings", {}), len(card.species)
+    if not isinstance(values, dict):
+        raise ValueError(f"the settings of its network are {values!r}, which is no table")
+    if cls is None:
+        if card.model.get("family") != "mace":
+            raise ValueError(f"the family {card.model.get('family')!r} of its network is unknown")
+        return settings.from_table(NetworkConfig, values).model(n_species)
+    try:
+        return FlaxModel(cls(**hashable(values)), n_species)
+    except TypeError as error:
+        raise ValueError(
+            f"{class_name(cls)} does not take its settings {values}: {error}"
         ) from None
 
 
-def _potential(card, tensors, dtype):
+def _potential(card, tensors, dtype, cls):
     potential = Potential(
-        config=card.config,
+        model=_model(card, cls),
         species=tuple(number_of(s) for s in card.species),
         parameters=tensors,
         e0=np.array(card.e0),
         shift=np.array(card.shift),
         scale=np.array(card.scale),
         average_neighbors=card.average_neighbors,
+        terms=card.terms,
         dtype=dtype or card.dtype,
         training=card.training,
     )
-    expected = parameter_shapes(potential.network)
+    expected = potential.model.shapes()
     for name in sorted(expected.keys() | tensors.keys()):
         found = tensors.get(name)
         if np.shape(found) != expected.get(name) or found is None:

@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlip.data.graph import Graph
-from mlip.model.potential import energies_and_pull, forces_and_stress
+from mlip.model.derivatives import outputs_and_pull, with_derivatives
+from mlip.model.outputs import Outputs
 from mlip.programs import program
 
 AXIS = "atoms"
@@ -28,15 +29,6 @@ ROWS = Graph(
     sender_species=ATOMS,
 )
 SENT = replace(ROWS, species=EVERYWHERE)  # each device looks its senders' species up among all
-# Fewer atoms than this on each device are faster on one.
-WORTHWHILE = {"cpu": 48, "gpu": 2000, "tpu": 2000}
-
-
-def devices_for(n_atoms):
-    """Devices of this process over which a system of so many atoms is best spread."""
-    devices = jax.local_devices()
-    share = WORTHWHILE.get(devices[0].platform, WORTHWHILE["gpu"])
-    return tuple(devices[: max(1, n_atoms // share)])
 
 
 def whole_shares(n_atoms, devices):
@@ -51,18 +43,18 @@ def spread_out(devices, arrays, specs=EVERYWHERE):
 
 
 @program(static_argnums=(0, 1))
-def evaluate_spread(network, devices, weights, graph):
+def evaluate_spread(surface, devices, weights, graph):
     """What `evaluate_graph` gives, from several devices that share the rows of atoms."""
     graph = replace(graph, sender_species=graph.species_of_senders())
     return jax.shard_map(
-        functools.partial(_share, replace(network, axis=AXIS)),
+        functools.partial(_share, surface.running(axis=AXIS)),
         mesh=Mesh(devices, AXIS),
         in_specs=(EVERYWHERE, ROWS),
-        out_specs=(ATOMS, ATOMS, EVERYWHERE),
+        out_specs=Outputs(energies=ATOMS, forces=ATOMS, stress=EVERYWHERE),
         check_vma=False,
     )(weights, graph)
 
 
-def _share(network, weights, graph):
-    energies, pull = energies_and_pull(network, weights, graph)
-    return energies, *forces_and_stress(graph, pull, network.axis)
+def _share(surface, weights, graph):
+    outputs, pull = outputs_and_pull(surface, weights, graph)
+    return with_derivatives(outputs, graph, pull, AXIS)

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip.model.potential import Weights
+from mlip.model.contract import Weights
+from mlip.model.terms import Surface
 from mlip.programs import program
 from mlip.relaxation.minimizers import OPTIMIZERS, Fire, Lbfgs, norm, wide
 from mlip.simulation.engine import (
@@ -129,7 +130,7 @@ class Problem:
 class Descent:
     """What is compiled; static. `mlip.simulation.engine` reads the first five and the cutoff."""
 
-    network: object  # of a potential
+    surface: Surface
     dtype: str
     devices: tuple | None
     room: Room
@@ -138,7 +139,7 @@ class Descent:
 
     @property
     def cutoff(self):
-        return self.network.config.cutoff
+        return self.surface.cutoff
 
 
 @jax.tree_util.register_dataclass

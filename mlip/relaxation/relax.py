@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip.data.structure import Structure
-from mlip.model.mace.fold import FoldedPotential, fold
-from mlip.model.memory import free_bytes, needed_bytes, require_room
-from mlip.model.potential import MANY_SLOTS
+from mlip.model.execution import compile_within_memory
+from mlip.model.fold import FoldedPotential, fold
 from mlip.programs import keep_compiled_programs
 from mlip.relaxation import descent
 from mlip.relaxation.descent import Bodies, Descent, Problem, Terms, free_strains
@@ -174,7 +173,7 @@ class Crew:
         potential, config = relaxation.potential, relaxation.config
         self.starts = [relaxation.starts[index] for index in members]
         self.structures = [start.structure for start in self.starts]
-        grid, room = plan(self.structures, potential.config.cutoff, config.skin)
+        grid, room = plan(self.structures, potential.cutoff, config.skin)
         systems, positions, cells = setup.make_systems(self.structures, potential, grid)
         self.launched, self.room = (positions, cells), room
         self.systems, self.bodies = systems, make_bodies(self.starts, systems, cells, config)
@@ -185,7 +184,7 @@ class Crew:
         self.span, self.attempts, self.compiled_for = 1, 0, None
         self.crowded = {}  # why no room can be made, by the seat
         self.descent = Descent(
-            network=potential.network,
+            surface=potential.surface,
             dtype=potential.dtype,
             devices=None,
             room=room,
@@ -258,14 +257,21 @@ class Crew:
         """
         n_atoms, width = self.problem.systems.real.size, self.descent.room.neighbors
         steps = functools.partial(descent.advance, self.descent)
-        if n_atoms * width <= MANY_SLOTS:
+        if n_atoms * width <= self.descent.surface.execution.many_slots:
             return steps
         key = self.descent, n_atoms, len(self.seated)
         if key != self.compiled_for:
-            args = self.descent, self.problem, self.flight, 1, 0
-            self.compiled, self.compiled_for = descent.advance.compile(*args), key
-            needed = needed_bytes(self.compiled, self.descent.devices)
-            require_room(needed, free_bytes(), n_atoms, "a relaxation")
+            args, shared = (self.problem, self.flight, 1, 0), self.descent.devices
+            self.compiled = compile_within_memory(
+                descent.advance,
+                [(self.descent,)],
+                args,
+                self.descent.surface.execution,
+                n_atoms,
+                "a relaxation",
+                shared,
+            )
+            self.compiled_for = key
         return self.compiled
 
     def change_seats(self):

@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+from mlip.data.quantities import QUANTITIES
 from mlip.report import figures
 from mlip.report.page import SCHEMA, Figure, Section, Table, write
 
 ROWS = {
-    "forces RMSE, meV/Å": ("Errors", "forces_rmse_mev_per_A"),
-    "forces MAE, meV/Å": ("Errors", "forces_mae_mev_per_A"),
-    "energy RMSE, meV/atom": ("Errors", "energy_rmse_mev_per_atom"),
-    "energy MAE, meV/atom": ("Errors", "energy_mae_mev_per_atom"),
-    "stress RMSE, meV/Å³": ("Errors", "stress_rmse_mev_per_A3"),
+    **{
+        f"{name} {kind.upper()}, {row.shown}": ("Errors", f"{name}_{kind}_{row.suffix}")
+        for name, row in QUANTITIES.items()
+        for kind in ("rmse", "mae")
+    },
     "parameters": ("Model", "parameters"),
     "features": ("Model", "features"),
     "cutoff": ("Model", "cutoff"),

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip.units import MEV
+from mlip.data.quantities import QUANTITIES
 
-LABELS = {
-    "energy": ("Energy", "eV/atom", "meV/atom"),
-    "forces": ("Force component", "eV/Å", "meV/Å"),
-    "stress": ("Stress component", "eV/Å³", "meV/Å³"),
-}
-COLORS = {"energy": "#2f7fb8", "forces": "#c8553d", "stress": "#5f8f3a"}
 SERIES = ("#2f7fb8", "#c8553d", "#5f8f3a", "#8d6cab", "#b8860b", "#3a9c9c", "#b0578d", "#777777")
 INK = "#010203"  # of lines and letters, which a page shows in its own colour of text
 MOST_POINTS = 20_000  # in a scatter plot
@@ -107,18 +101,19 @@ def parity(name, values, together=False):
     """Predicted against reference, and the distribution of the errors.
 
     Args:
-      name: energy, forces or stress.
+      name: of a quantity.
       values: its `Parity`.
       together: in one figure.
     """
-    title, unit, small_unit = LABELS[name]
-    divisor = values.n_atoms if name == "energy" else 1.0
+    row = QUANTITIES[name]
+    title, unit = row.title, f"{row.unit}/atom" if row.per_atom else row.unit
+    divisor = values.n_atoms if row.per_atom else 1.0
     reference, predicted = values.reference / divisor, values.predicted / divisor
-    if name == "energy":
+    if row.per_atom:
         offset = reference.mean()
         reference, predicted = reference - offset, predicted - offset
-        title = "Energy above the mean"
-    error = MEV * (predicted - reference)
+        title = f"{title} above the mean"
+    error = row.factor * (predicted - reference)
     made, (left, right) = panels(2, together, 4.0, 3.4)
     ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
     left.plot(ends, ends, color="0.6", lw=1, zorder=0)
@@ -128,18 +123,18 @@ def parity(name, values, together=False):
         predicted[shown],
         ".",
         ms=3,
-        color=COLORS[name],
+        color=row.color,
         alpha=0.6,
         rasterized=True,
     )
     left.set(xlabel=f"DFT ({unit})", ylabel=f"predicted ({unit})", title=title)
     left.set_aspect("equal")
-    right.hist(error, bins=min(60, max(10, len(error) // 5)), color=COLORS[name])
+    right.hist(error, bins=min(60, max(10, len(error) // 5)), color=row.color)
     rmse, mae = np.sqrt((error**2).mean()), np.abs(error).mean()
     right.set(
-        xlabel=f"error ({small_unit})",
+        xlabel=f"error ({row.shown})",
         ylabel="count",
-        title=f"RMSE {rmse:.2f}, MAE {mae:.2f} {small_unit}",
+        title=f"RMSE {rmse:.2f}, MAE {mae:.2f} {row.shown}",
     )
     return made
 
@@ -159,12 +154,11 @@ def learning_curves(runs, together=False):
       together: in one figure.
     """
     keys = {
-        "energy_rmse_mev_per_atom": "energy RMSE (meV/atom)",
-        "forces_rmse_mev_per_A": "forces RMSE (meV/Å)",
-        "stress_rmse_mev_per_A3": "stress RMSE (meV/Å³)",
+        f"{name}_rmse_{quantity.suffix}": f"{name} RMSE ({quantity.shown})"
+        for name, quantity in QUANTITIES.items()
     }
     last = [rows[-1] for rows in runs.values() if rows]
-    keys = {k: v for k, v in keys.items() if any(row[f"valid_{k}"] is not None for row in last)}
+    keys = {k: v for k, v in keys.items() if any(row.get(f"valid_{k}") is not None for row in last)}
     made, axes = panels(len(keys), together, height=3.4)
     for panel, (key, label) in zip(axes, keys.items()):
         for (name, rows), color in zip(runs.items(), itertools.cycle(SERIES)):
@@ -174,7 +168,7 @@ def learning_curves(runs, together=False):
             if len(runs) == 1:
                 lines[f"train_{key}"] = "training", "0.6"
             for part, (text, shade) in lines.items():
-                values = [np.nan if (v := row[part]) is None else v for row in rows]
+                values = [np.nan if (v := row.get(part)) is None else v for row in rows]
                 panel.plot(minutes, values, ".-", ms=2, lw=1, color=shade, label=text)
         panel.set(xlabel="minutes", ylabel=label, yscale="log")
         panel.grid(alpha=0.3, which="both")

@@ -14,6 +14,7 @@ from mlip.report import figures, probes
 from mlip.report.page import Figure, Section, Table, pairs, provenance, write
 from mlip.screen import card, summary_table
 from mlip.training.evaluation import error_rows, metrics, parity
+from mlip.training.finetune import network_class
 from mlip.training.setup import TrainConfig, divide, file_card, look_over
 from mlip.units import MEV
 
@@ -39,7 +40,7 @@ def report_training(folder):
                 "finished an epoch"
             )
     config = settings.from_toml(TrainConfig, folder / "config.toml")
-    potential = load_model(folder / "model.safetensors")
+    potential = load_model(folder / "model.safetensors", model=network_class(config))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("train", "valid"):
         then = potential.training.get(name)
@@ -105,7 +106,7 @@ def report_evaluation(folder, model, looked, potential, predictions, probe=True)
         data_section(looked),
         *error_sections(structures, predictions, found, errors, looked.data),
         *(model_sections(potential, [], structures) if probe else [model_section(potential)]),
-        provenance(settings.to_toml(potential.config), facts),
+        provenance(settings.to_toml(potential.model.card()), facts),
     ]
     title = f"Evaluation of {model}"
     write(folder, "evaluation", title, about, key_numbers(errors), sections)
@@ -273,7 +274,7 @@ def dimer_section(exact, structures, closest):
         "x": "distance (Å)",
         "y": "force (meV/Å)",
         "curves": {n: (d.around, MEV * d.forces) for n, d in itertools.islice(found.items(), 8)},
-        "marks": [exact.config.cutoff],
+        "marks": [exact.cutoff],
     }
     rows = []
     for name, dimer in found.items():

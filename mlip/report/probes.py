@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlip.data.checks.sample import VACUUM, gaps_of
-from mlip.data.graph import Shape, build_table, pad
+from mlip.data.graph import Shape, build_table
 from mlip.data.structure import Structure, symbol
-from mlip.model.mace.fold import fold
+from mlip.model.fold import fold
 from mlip.model.mace.tables import NoTables
-from mlip.model.potential import MOST_STRUCTURES, round_up
+from mlip.model.potential import round_up
 from mlip.simulation.dynamics import run
 from mlip.simulation.setup import DynamicsConfig
 from mlip.units import GPA, MEV
@@ -40,12 +40,13 @@ def dimers(potential, kinds):
       potential: in float64.
       kinds: pairs of atomic numbers.
     """
-    cutoff = potential.config.cutoff
+    cutoff = potential.cutoff
     distances = np.arange(NEAREST, cutoff + 0.025, 0.025)
     around = cutoff + np.linspace(-AROUND, AROUND / 4, 51)
     places = [*distances, *around, 2 * cutoff]
     frames = [_dimer(*pair, r) for pair in kinds for r in places]
-    frames += frames[:1] * (-len(frames) % MOST_STRUCTURES)  # batches of one shape
+    spare = -len(frames) % potential.execution.most_structures
+    frames += frames[:1] * spare  # batches of one shape
     predictions, found = potential.predict(frames), {}
     for n, (first, second) in enumerate(kinds):
         *own, apart = predictions[n * len(places) : (n + 1) * len(places)]
@@ -221,9 +222,9 @@ def speed(potential, structure, repeats=5):
         folded = fold(potential, set(structure.numbers.tolist()))
     except NoTables:
         folded = potential
-    frame = (folded.species_of(structure), structure, build_table(structure, folded.config.cutoff))
+    frame = (folded.species_of(structure), structure, build_table(structure, folded.cutoff))
     atoms, width = frame[2].size()
-    graph = pad([frame], Shape(atoms, round_up(width), 2), folded.config.cutoff, folded.dtype)
+    graph = folded.graph([frame], Shape(atoms, round_up(width), 2))
     folded.evaluate(graph)  # compiles
     seconds = []
     for _ in range(repeats):

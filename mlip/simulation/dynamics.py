@@ -14,8 +14,8 @@ import numpy as np
 from ase import units
 
 from mlip.data.structure import Structure
-from mlip.model.mace.fold import fold
-from mlip.model.memory import free_bytes, needed_bytes, require_room
+from mlip.model.execution import compile_within_memory
+from mlip.model.fold import fold
 from mlip.programs import keep_compiled_programs
 from mlip.runtime import Stop, stop_signals
 from mlip.simulation import engine as engines
@@ -140,7 +140,7 @@ class Simulation:
                 raise FileExistsError(
                     f"{folder} holds {found[0]} already; go on with --resume or give another folder"
                 )
-        grid, room = plan(self.structures, self.potential.config.cutoff, self.config.skin)
+        grid, room = plan(self.structures, self.potential.cutoff, self.config.skin)
         positions, cells = self.prepare(grid, room)
         seed = jax.random.PRNGKey(self.config.seed)
         draw, keys = (
@@ -214,7 +214,7 @@ class Simulation:
             config.chain_length,
         )
         engine = Engine(
-            network=self.potential.network,
+            surface=self.potential.surface,
             dtype=self.potential.dtype,
             devices=setup.sharing(self.potential, n_rows),
             method=method,
@@ -285,10 +285,15 @@ class Simulation:
           MemoryError: it does not.
         """
         if self.program is None:
-            args = self.engine, self.setting, self.flight, 0
-            self.program = engines.advance.compile(*args)
-            needed = needed_bytes(self.program, self.engine.devices)
-            require_room(needed, free_bytes(), self.setting.systems.real.size, "a simulation")
+            self.program = compile_within_memory(
+                engines.advance,
+                [(self.engine,)],
+                (self.setting, self.flight, 0),
+                self.potential.execution,
+                self.setting.systems.real.size,
+                "a simulation",
+                self.engine.devices,
+            )
         return self.program
 
     def make_room(self):

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from mlip.model.potential import Weights, energies_and_pull, forces_and_stress, per_structure
+from mlip.model.contract import Weights
+from mlip.model.derivatives import forces_and_stress, outputs_and_pull, per_structure
 from mlip.model.spread import evaluate_spread
+from mlip.model.terms import Surface
 from mlip.programs import program
 from mlip.simulation import integrators
 from mlip.simulation.integrators import Bodies, Method, State, Surroundings
@@ -81,7 +83,7 @@ class Setting:
 class Engine:
     """What is compiled for a run; static."""
 
-    network: object  # of a potential
+    surface: Surface
     dtype: str
     devices: tuple | None  # that share a system; None for the one that jax takes
     method: Method
@@ -92,7 +94,7 @@ class Engine:
 
     @property
     def cutoff(self):
-        return self.network.config.cutoff
+        return self.surface.cutoff
 
 
 @jax.tree_util.register_dataclass
@@ -124,13 +126,15 @@ def evaluate(engine, weights, systems, positions, cell, table):
     cast = jnp.dtype(engine.dtype)
     graph = replace(exact, displacement=exact.displacement.astype(cast), volume=volume.astype(cast))
     if engine.devices is None:
-        energies, pull = energies_and_pull(engine.network, weights, graph)
+        outputs, pull = outputs_and_pull(engine.surface, weights, graph)
         # Opposite pulls cancel exactly in float64, so that the momentum is kept.
-        forces, stress = forces_and_stress(exact, pull.astype(displacement.dtype))
+        pull = jax.tree.map(lambda array: array.astype(displacement.dtype), pull)
+        energies, (forces, stress) = outputs.energies, forces_and_stress(exact, pull)
     else:
+        outputs = evaluate_spread.inside(engine.surface, engine.devices, weights, graph)
         energies, forces, stress = (
             array.astype(displacement.dtype)
-            for array in evaluate_spread.inside(engine.network, engine.devices, weights, graph)
+            for array in (outputs.energies, outputs.forces, outputs.stress)
         )
         # Sums of float32: what they leave of the total force would set the whole in motion.
         whose = systems.real.reshape(-1, 1)

@@ -14,7 +14,6 @@ from mlip.data.dataset import closest_pairs, read_frames
 from mlip.data.graph import build_table
 from mlip.data.neighbors import complete_cell
 from mlip.data.structure import Structure, from_ase
-from mlip.model.mace.fold import FoldedPotential
 from mlip.model.spread import whole_shares
 from mlip.simulation.engine import Course, Limits, Setting, Systems
 from mlip.simulation.integrators import (
@@ -222,7 +221,7 @@ def warnings_of(potential, structures):
     trained = potential.training.get("closest", {})  # Å by pair of elements, such as H-O
     found = []
     for structure in structures:
-        closest = closest_pairs([structure], [build_table(structure, potential.config.cutoff)])
+        closest = closest_pairs([structure], [build_table(structure, potential.cutoff)])
         for pair, distance in sorted(closest.items()):
             if not trained:
                 continue
@@ -241,9 +240,9 @@ def warnings_of(potential, structures):
 
 def make_systems(structures, potential, grid):
     """`Systems`, positions [n_systems, n_atoms, 3] and cells [n_systems, 3, 3] (Å) in NumPy."""
+    potential.require_local("dynamics and relaxation on the device")
     most = max(map(len, structures))
-    if isinstance(potential, FoldedPotential):  # rows that devices can share
-        most = whole_shares(most, potential.sharing(len(structures) * most))
+    most = whole_shares(most, potential.sharing(len(structures) * most))
     shape = len(structures), most
     species, real = np.zeros(shape, np.int32), np.zeros(shape, bool)
     positions = np.zeros((*shape, 3))
@@ -294,8 +293,6 @@ def without_room(structures, positions, cells, going, needed, cutoff, skin):
 
 def sharing(potential, n_rows):
     """Devices that share the atoms of all systems, or None for one."""
-    if not isinstance(potential, FoldedPotential):
-        return None
     devices = potential.sharing(n_rows)
     while n_rows % len(devices):
         devices = devices[:-1]

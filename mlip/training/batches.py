@@ -5,7 +5,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from mlip.data.graph import pad, pad_labels, plan_ladder
+from mlip.data.graph import pad_labels, plan_ladder
+from mlip.data.quantities import DERIVED
 
 SAMPLED = 100  # batches that are looked at to choose the number of parts
 MOST_FILLED = 1.1  # rows of parts, padding included, for one row of whole batches
@@ -21,14 +22,18 @@ class Frames:
 
     def __init__(self, structures, tables, potential, config):
         self.structures, self.tables = structures, tables
-        self.cutoff, self.dtype = config.network.cutoff, config.dtype
+        self.potential = potential
+        self.names = *DERIVED, *potential.model.quantities
+        self.dtype = config.dtype
         self.kinds = [potential.species_of(s) for s in structures]
         self.baselines = [potential.baseline(s) for s in structures]
         self.sizes = [table.size() for table in tables]
         self.ladder = plan_ladder(self.sizes, config.batch_size, config.max_atoms)
         devices = jax.local_devices()[: config.batch_size]
         self.devices = tuple(devices) if len(devices) > 1 else None
-        self.turns = self.best_turns(len(devices), potential.network.slots_at_once)
+        self.turns = self.best_turns(
+            len(devices), potential.model.slots_at_once(potential.execution)
+        )
         self.n_parts = len(devices) * self.turns
         self.part_ladder = self.ladder_of(self.n_parts)
 
@@ -104,5 +109,6 @@ class Frames:
             [self.baselines[i] for i in indices],
             shape,
             self.dtype,
+            self.names,
         )
-        return pad(frames, shape, self.cutoff, self.dtype), labels
+        return self.potential.graph(frames, shape), labels

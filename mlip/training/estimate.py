@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from mlip.data.graph import Graph, Labels
-from mlip.model.mace.fold import FoldedPotential, fold
-from mlip.model.memory import peak_bytes
+from mlip.data.quantities import DERIVED, QUANTITIES
+from mlip.model.execution import peak_bytes
+from mlip.model.fold import FoldedPotential, fold
 from mlip.model.potential import double_sums, evaluate_graph, round_up
 from mlip.training import optimizer
 from mlip.training.loss import LossConfig
@@ -46,7 +47,7 @@ def memory(potential, n_atoms, density):
     for name, value in {"atoms": n_atoms, "density": density}.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be positive")
-    cutoff = potential.config.cutoff
+    cutoff = potential.cutoff
     width, wide = (_most_neighbors(density, cutoff + skin) for skin in (0.0, SKIN))
     slots = n_atoms * wide
     # The calculator leaves room for a tenth more neighbours than it finds.
@@ -57,9 +58,11 @@ def memory(potential, n_atoms, density):
         )
     with potential.precision():
         folded = fold(potential, potential.species[:KINDS])
-        graph, labels = _shapes(n_atoms, width, potential.dtype)
+        graph, labels = _shapes(
+            n_atoms, width, potential.dtype, (*DERIVED, *potential.model.quantities)
+        )
         with double_sums():
-            inference = evaluate_graph.compile(folded.network, folded.weights, graph)
+            inference = evaluate_graph.compile(folded.surface, folded.weights, graph)
         training = _compile_training(potential, graph, labels)
     return {
         "atoms": n_atoms,
@@ -75,7 +78,7 @@ def _most_neighbors(density, cutoff):
     return math.ceil(mean + 3 * math.sqrt(mean))
 
 
-def _shapes(n_atoms, width, dtype):
+def _shapes(n_atoms, width, dtype, names):
     def real(*shape):
         return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -92,7 +95,11 @@ def _shapes(n_atoms, width, dtype):
         volume=real(2),
         n_atoms=whole(2),
     )
-    labels = Labels(real(2), real(n_atoms, 3), real(2, 3, 3), real(2), real(n_atoms), real(2))
+    rows = {name: 2 if QUANTITIES[name].of == "structure" else n_atoms for name in names}
+    labels = Labels(
+        {name: real(n, *QUANTITIES[name].shape) for name, n in rows.items()},
+        {name: real(n) for name, n in rows.items()},
+    )
     return graph, labels
 
 
@@ -101,7 +108,7 @@ def _compile_training(potential, graph, labels):
     config = OptimizerConfig()
     moments = jax.eval_shape(optimizer.build(config).init, parameters)
     state = TrainState(parameters, moments, parameters, parameters)
-    rates = (0.01, 0.005, (1.0, 1.0, 1.0))
+    rates = (0.01, 0.005, LossConfig().weights(0.0))
     weights = replace(potential.weights, parameters=parameters)
-    settings = potential.network, LossConfig(), config, None, 1  # one device, at one turn
+    settings = potential.surface, LossConfig(), config, None, 1  # one device, at one turn
     return train_step.compile(*settings, state, weights, graph, labels, rates)

@@ -1,11 +1,12 @@
 """How good a potential is: errors by property, element and group of frames."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from mlip.data.quantities import QUANTITIES
 from mlip.data.structure import symbol
-from mlip.units import MEV
 
 
 @dataclass(frozen=True)
@@ -16,29 +17,34 @@ class Parity:
     predicted: np.ndarray  # [n]
     n_atoms: np.ndarray  # [n] atoms of the structure a value belongs to
     group: np.ndarray  # [n] the structure's group
-    element: np.ndarray | None = None  # [n] symbol of the atom, for forces
+    element: np.ndarray | None = None  # [n] symbol of the atom, for quantities of atoms
+
+    def both(self):
+        return self.reference, self.predicted
 
     def errors(self, chosen=slice(None)):
         return (self.predicted - self.reference)[chosen]
 
 
 def parity(structures, predictions):
-    """`Parity` of energy, forces and stress over the frames that have the label.
+    """`Parity` of every quantity over the frames that have its label.
 
     Returns:
-      {"energy": …, "forces": …, "stress": …} in eV, eV/Å and eV/Å³; a property without a single
-      label is absent.
+      {"energy": …, "forces": …, "stress": …, …} in the units of the table; a quantity without a
+      single label, or that is not predicted, is absent.
     """
-    rows = {"energy": [], "forces": [], "stress": []}
+    rows = {name: [] for name in QUANTITIES}
     for structure, prediction in zip(structures, predictions):
         about = (len(structure), structure.group)
-        if structure.energy is not None:
-            rows["energy"].append((structure.energy, prediction.energy, *about, ""))
-        if structure.forces is not None:
-            symbols = np.repeat([symbol(z) for z in structure.numbers], 3)
-            rows["forces"].append((structure.forces, prediction.forces, *about, symbols))
-        if structure.stress is not None and prediction.stress is not None:
-            rows["stress"].append((structure.stress, prediction.stress, *about, ""))
+        for name, row in QUANTITIES.items():
+            label, value = structure.label(name), prediction.value(name)
+            if label is not None and value is not None:
+                symbols = ""
+                if row.of == "atom":
+                    symbols = np.repeat(
+                        [symbol(z) for z in structure.numbers], math.prod(row.shape)
+                    )
+                rows[name].append((label, value, *about, symbols))
     found = {}
     for name, entries in rows.items():
         if not entries:
@@ -50,38 +56,43 @@ def parity(structures, predictions):
             np.concatenate([np.ravel(values) for values in predicted]),
             np.repeat(n_atoms, sizes),
             np.repeat(np.array(group, dtype=object), sizes),
-            np.concatenate(element) if name == "forces" else None,
+            np.concatenate(element) if QUANTITIES[name].of == "atom" else None,
         )
     return found
 
 
 def metrics(found):
-    """Errors of a data set from its `parity`, in meV, meV/Å and meV/Å³, ready for JSON.
+    """Errors of a data set from its `parity`, in meV, meV/Å, meV/Å³, …, ready for JSON.
 
     Returns:
       `energy_mae_mev_per_atom`, `energy_rmse_mev_per_atom`, `energy_mae_mev`, `energy_rmse_mev`
       (per structure), `forces_mae_mev_per_A`, `forces_rmse_mev_per_A`, `stress_mae_mev_per_A3`,
-      `stress_rmse_mev_per_A3` (None where no frame has the label), the numbers of labels, and the
-      same under `elements` (forces) and `groups` (by `config_type`).
+      `stress_rmse_mev_per_A3` (None where no frame has the label), those of further quantities
+      where they are predicted, the numbers of labels, and the same under `elements` (quantities of
+      atoms) and `groups` (by `config_type`).
     """
     out = _errors(found)
-    forces = found.get("forces")
     out["elements"] = {}
-    if forces is not None:
-        for element in sorted(set(forces.element)):
-            chosen = forces.element == element
-            out["elements"][element] = _pair("forces", "_mev_per_A", forces.errors(chosen))
+    for name, values in found.items():
+        row = QUANTITIES[name]
+        for element in sorted(set(() if values.element is None else values.element)):
+            errors = _pair(row, row.suffix, values.errors(values.element == element))
+            out["elements"].setdefault(element, {}).update(errors)
     groups = sorted({group for values in found.values() for group in values.group})
     out["groups"] = {group: _errors(found, group) for group in groups if len(groups) > 1 or group}
     return out
 
 
-COLUMNS = {
-    "energy, meV/atom": "energy_rmse_mev_per_atom",
-    "energy, meV/structure": "energy_rmse_mev",
-    "forces, meV/Å": "forces_rmse_mev_per_A",
-    "stress, meV/Å³": "stress_rmse_mev_per_A3",
-}
+def columns():
+    """{heading: name of its RMSE} of the table of errors."""
+    found = {}
+    for name, row in QUANTITIES.items():
+        found[f"{name}, {row.shown}"] = f"{name}_rmse_{row.suffix}"
+        if row.per_atom:
+            found[f"{name}, {row.total}/structure"] = f"{name}_rmse_{row.total_suffix}"
+        if row.of == "structure" and row.shape == (3,):
+            found[f"size of the {name}, {row.shown}"] = f"{name}_rmse_norm_{row.suffix}"
+    return found
 
 
 def error_rows(errors):
@@ -91,46 +102,54 @@ def error_rows(errors):
       headings of the columns that have values, and (name, [(RMSE, MAE) of each column]) for all
       frames, each group and each element; None where there is no value.
     """
-    columns = {text: key for text, key in COLUMNS.items() if errors[key] is not None}
+    shown = {text: key for text, key in columns().items() if errors.get(key) is not None}
     parts = [("all frames", errors)]
     parts += [(name or "no config_type", found) for name, found in errors["groups"].items()]
-    parts += [(f"forces on {name}", found) for name, found in errors["elements"].items()]
+    of_atoms = [name for name, row in QUANTITIES.items() if row.of == "atom"]
+    parts += [
+        (f"{kind} on {name}", {k: v for k, v in found.items() if k.startswith(kind)})
+        for name, found in errors["elements"].items()
+        for kind in of_atoms
+        if any(key.startswith(kind) for key in found)
+    ]
     rows = [
         (
             name,
-            [(found.get(key), found.get(key.replace("rmse", "mae"))) for key in columns.values()],
+            [(found.get(key), found.get(key.replace("rmse", "mae"))) for key in shown.values()],
         )
         for name, found in parts
     ]
-    return list(columns), rows
+    return list(shown), rows
 
 
 def _errors(found, group=None):
     out = {}
-    scales = {
-        "energy": ("_mev_per_atom", lambda values: values.n_atoms),
-        "forces": ("_mev_per_A", lambda values: 1.0),
-        "stress": ("_mev_per_A3", lambda values: 1.0),
-    }
-    for name, (unit, divisor) in scales.items():
+    for name, row in QUANTITIES.items():
         values = found.get(name)
-        errors = {unit: None, **({"_mev": None} if name == "energy" else {})}
+        if values is None and not row.derived:
+            continue
+        errors = {row.suffix: None, **({row.total_suffix: None} if row.per_atom else {})}
         if values is not None:
             chosen = slice(None) if group is None else values.group == group
-            errors[unit] = (values.errors() / divisor(values))[chosen]
-            if name == "energy":
-                errors["_mev"] = values.errors(chosen)
-        count = 0 if errors[unit] is None else len(errors[unit])
+            divisor = values.n_atoms if row.per_atom else 1.0
+            errors[row.suffix] = (values.errors() / divisor)[chosen]
+            if row.per_atom:
+                errors[row.total_suffix] = values.errors(chosen)
+        count = 0 if errors[row.suffix] is None else len(errors[row.suffix])
         out[f"n_{name}"] = count
-        for unit, error in errors.items():
-            out |= _pair(name, unit, error if count else None)
+        for suffix, error in errors.items():
+            out |= _pair(row, suffix, error if count else None)
+        if row.of == "structure" and row.shape == (3,) and count:
+            sizes = [np.linalg.norm(v[chosen].reshape(-1, 3), axis=1) for v in values.both()]
+            out |= _pair(row, f"norm_{row.suffix}", sizes[1] - sizes[0])
     return out
 
 
-def _pair(name, unit, error):
+def _pair(row, suffix, error):
+    mae, rmse = f"{row.name}_mae_{suffix}", f"{row.name}_rmse_{suffix}"
     if error is None:
-        return {f"{name}_mae{unit}": None, f"{name}_rmse{unit}": None}
+        return {mae: None, rmse: None}
     return {
-        f"{name}_mae{unit}": float(MEV * np.abs(error).mean()),
-        f"{name}_rmse{unit}": float(MEV * np.sqrt((error**2).mean())),
+        mae: float(row.factor * np.abs(error).mean()),
+        rmse: float(row.factor * np.sqrt((error**2).mean())),
     }

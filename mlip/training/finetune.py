@@ -8,8 +8,9 @@ import numpy as np
 
 from mlip.data.dataset import AtomicEnergies, atomic_energies
 from mlip.data.structure import symbol
+from mlip.model.contract import FlaxModel, import_class, register, registered
 from mlip.model.file import load_model
-from mlip.model.mace.network import NetworkConfig
+from mlip.model.mace.model import NetworkConfig
 
 TRAINABLE = ("all", "last", "readouts")
 UNSEEN = ("refuse", "add")
@@ -18,55 +19,115 @@ EACH = 8  # of them with an element, which of all 118 elements are fewer than 10
 RANK = 1e-8  # of compositions: relative size of what counts as nothing
 USUAL_ERROR = 0.02  # eV/atom, of a potential that knows all elements
 FAR_OFF = 0.1  # eV/atom, above which energies are looked at
-BY_SPECIES = ("embedding", "skip", "select")  # parameters [n_species, ...], scaled by their number
 
 
 def adopt_network(config, given=None):
-    """The settings of a run with the network of the potential that it starts from, if any.
+    """The settings of a run with the network and terms of the potential it starts from, if any.
 
     Args:
-      given: names of the settings of the network that somebody chose; all of them if not given,
-        unless they are the defaults.
+      given: names of the settings of network and terms that somebody chose; all of them if not
+        given, unless they are the defaults.
 
     Raises:
-      ValueError: settings of the network are given that are not those of the potential.
+      ValueError: settings are given that are not those of the potential.
     """
     if config.init is None:
         return config
-    network = load_model(config.init).config
-    if given is None:
-        given = [f.name for f in fields(network) if config.network != NetworkConfig()]
-    for name in given:
-        value, own = getattr(config.network, name), getattr(network, name)
-        if value != own:
+    potential = load_model(config.init, model=network_class(config))
+    if not isinstance(potential.config, NetworkConfig):
+        own = settings_of(potential.config)
+        given_here = {k: v for k, v in config.model.items() if k != "class"}
+        if any(own.get(name) != value for name, value in given_here.items()):
             raise ValueError(
-                f"{name} is {value}, but the run starts from {config.init}, whose network has "
-                f"{own}; leave the settings of the network away"
+                f"[model] is {config.model}, but the run starts from {config.init}, whose network "
+                f"is {own}; leave the settings of the network away"
             )
-    return replace(config, network=network)
+        _require_same("terms", config.terms, potential.terms, config.init, given)
+        return replace(config, model=own, terms=potential.terms)
+    if config.model:
+        raise ValueError(
+            f"[model] is {config.model}, but the network of {config.init} is of the MACE family; "
+            "leave it away"
+        )
+    parts = {"network": potential.config, "terms": potential.terms}
+    for section, own in parts.items():
+        _require_same(section, getattr(config, section), own, config.init, given)
+    return replace(config, **parts)
+
+
+def _require_same(section, mine, own, init, given):
+    """Refuse settings of a section that are not those of the potential to start from."""
+    names = [f.name for f in fields(own)]
+    chosen = [n for n in names if mine != type(own)()] if given is None else given
+    for name in [n for n in names if n in chosen]:
+        if getattr(mine, name) != getattr(own, name):
+            raise ValueError(
+                f"{name} is {getattr(mine, name)}, but the run starts from {init}, whose "
+                f"{section} has {getattr(own, name)}; leave the settings of the {section} away"
+            )
+
+
+def network_class(config):
+    """The class of a user's own network in the settings of a run, or None."""
+    if not config.model:
+        return None
+    return registered(config.model["class"]) or import_class(config.model["class"])
+
+
+def settings_of(module):
+    """The section [model] of a flax module, whose class is then known to model files."""
+    register(type(module))
+    about = FlaxModel(module, 1).card()
+    return {"class": about["class"], **about["settings"]}
+
+
+def describe_network(config):
+    """What describes the network of a run: a `NetworkConfig`, or a module of the user's class.
+
+    Raises:
+      ValueError: no such class, or settings that it does not take.
+    """
+    if not config.model:
+        # A network that a run starts from has dipoles, or has none.
+        wanted = bool(config.loss.dipole_weight) and config.init is None
+        return replace(config.network, dipoles=True) if wanted else config.network
+    values = dict(config.model)
+    cls = network_class(config)
+    del values["class"]
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"[model]: {error}; give the settings that the class has") from None
 
 
 def names_that_move(trainable, potential):
     """Names of the parameters that a run changes.
 
     Args:
-      trainable: "all"; "last" for the last layer with its readout; "readouts"; or a number, that
-        of the first layer that moves.
+      trainable: "all"; "last" for the last group, with MACE the last layer with its readout;
+        "readouts"; or a number, that of the first layer that moves.
 
     Raises:
-      ValueError: the number of a layer that the network does not have.
+      ValueError: the number of a layer that the network does not have, or no readouts.
     """
-    n_layers, names = potential.config.layers, sorted(potential.parameters)
+    names = sorted(potential.parameters)
     if trainable == "all":
         return names
     if trainable == "readouts":
-        return [name for name in names if name.startswith("readout")]
-    first = n_layers if trainable == "last" else int(trainable)
-    if first > n_layers:
+        found = [name for name in names if name.startswith(("readout", "dipole"))]
+        if not found:
+            raise ValueError(
+                f"trainable is 'readouts', but no parameter of the network is named so; it has "
+                f"{', '.join(potential.model.groups(names))}"
+            )
+        return found
+    layers = [own for group, own in potential.model.groups(names).items() if group != "embedding"]
+    first = len(layers) if trainable == "last" else int(trainable)
+    if first > len(layers):
         raise ValueError(
-            f"trainable is {trainable}, but the network has {n_layers} layers; give one of them"
+            f"trainable is {trainable}, but the network has {len(layers)} layers; give one of them"
         )
-    return [n for n in names if n != "embedding" and int(n.split("_")[1]) + 1 >= first]
+    return sorted(name for own in layers[first - 1 :] for name in own)
 
 
 def start_from(config, train, isolated):
@@ -84,7 +145,7 @@ def start_from(config, train, isolated):
       ValueError: elements that the potential does not know, unless they are to be added, an
         element without E0, or isolated atoms that its E0 are not.
     """
-    potential = load_model(config.init, config.dtype)
+    potential = load_model(config.init, config.dtype, network_class(config))
     elements = {int(z) for s in train for z in s.numbers}
     unseen = sorted(elements - set(potential.species))
     if unseen and config.unseen == "refuse":
@@ -110,7 +171,9 @@ def start_from(config, train, isolated):
             require_isolated_atoms(potential, train, e0)
     values = [e0.values.get(z, old) for z, old in zip(potential.species, potential.e0)]
     parameters = {n: np.asarray(v, config.dtype) for n, v in potential.parameters.items()}
-    return replace(potential, e0=np.array(values), parameters=parameters, block=config.block), e0
+    execution = replace(potential.execution, block=config.block)
+    own = {"e0": np.array(values), "parameters": parameters, "execution": execution}
+    return replace(potential, **own), e0
 
 
 def with_species(potential, numbers):
@@ -127,26 +190,14 @@ def with_species(potential, numbers):
     """
     species = tuple(sorted(numbers))
     known = [z for z in species if z in potential.species] or list(potential.species)
-    rows = [potential.species.index(z) for z in known]
-    growth = math.sqrt(len(species) / len(potential.species))
-
-    def chosen(values, axis=0):
-        values = np.moveaxis(np.asarray(values), axis, 0)
-        mean = values[rows].mean(axis=0)
-        picked = [
-            values[potential.species.index(z)] if z in potential.species else mean for z in species
-        ]
-        return np.moveaxis(np.stack(picked), 0, axis)
-
-    parameters = dict(potential.parameters)
-    for name, values in potential.parameters.items():
-        if name.startswith(BY_SPECIES):
-            # The network divides by the root of the number of species.
-            parameters[name] = (growth * chosen(values)).astype(values.dtype)
-        elif name.startswith("product"):
-            parameters[name] = np.ascontiguousarray(chosen(values, axis=1))
-    per_species = {name: chosen(getattr(potential, name)) for name in ("e0", "shift", "scale")}
-    return replace(potential, species=species, parameters=parameters, **per_species)
+    mean = [potential.species.index(z) for z in known]
+    rows = [[potential.species.index(z)] if z in potential.species else mean for z in species]
+    model, parameters = potential.model.with_species(potential.parameters, rows)
+    per_species = {
+        name: np.array([getattr(potential, name)[row].mean() for row in rows])
+        for name in ("e0", "shift", "scale")
+    }
+    return replace(potential, model=model, species=species, parameters=parameters, **per_species)
 
 
 def estimate_atomic_energies(potential, train, unseen=()):

@@ -14,19 +14,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mlip import config as settings
+from mlip.data.quantities import DERIVED, QUANTITIES
 from mlip.files import atomic_write
+from mlip.model.execution import compile_within_memory
 from mlip.model.file import load_model, save_model
-from mlip.model.memory import free_bytes, needed_bytes, require_room
-from mlip.model.potential import MANY_SLOTS
 from mlip.programs import keep_compiled_programs
 from mlip.runtime import Stop, stop_signals
 from mlip.selftest import require_correct_arithmetic
 from mlip.training import optimizer
-from mlip.training.finetune import adopt_network, names_that_move
+from mlip.training.finetune import adopt_network, names_that_move, network_class, settings_of
 from mlip.training.setup import check_folder, prepare
 from mlip.training.states import RunStates
 from mlip.training.step import AXIS, SAME, TrainState, error_sums, train_step
-from mlip.units import MEV
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Progress:
     data: str = ""  # names and sha256 of the training, validation and E0 files
 
 
-def train(config, resume=False, show=None):
+def train(config, resume=False, show=None, model=None):
     """Train a potential; the folder `config.out` then holds it with all that is known of the run.
 
     The devices of the process share every batch in equal parts, as many as can.
@@ -56,6 +55,8 @@ def train(config, resume=False, show=None):
       config: a `TrainConfig`.
       resume: go on from the latest state in `config.out`, on as many devices bit for bit as if
         never stopped (with a limit in epochs; one in minutes goes on with the time that is left).
+      model: an instance of a flax module, a network of your own (see `mlip.model.contract`); the
+        run folder keeps the name of its class, which has to be importable, and its fields.
       show: an object with `line(text)` and `update(progress, fraction, row)` that shows what
         happens.
 
@@ -69,6 +70,8 @@ def train(config, resume=False, show=None):
       MemoryError: a large batch does not fit into memory.
     """
     start = time.monotonic()
+    if model is not None:
+        config = replace(config, model=settings_of(model))
     config, show = adopt_network(config), show or Silent()
     out = Path(config.out)
     check_folder(out, config, resume)
@@ -96,7 +99,7 @@ def train(config, resume=False, show=None):
                 onward = f"go on with --resume, or see what there is with mlip report {out}"
                 show.line(f"stopped by {stop}; the state is saved: {onward}")
                 raise
-    return load_model(out / "model.safetensors")
+    return load_model(out / "model.safetensors", model=network_class(config))
 
 
 class Silent:
@@ -249,17 +252,21 @@ class Run:
         Raises:
           MemoryError: it does not fit.
         """
-        config, network = self.config, self.potential.network
-        settings = network, config.loss, config.optimizer, self.devices, self.frames.turns
-        if graph.neighbors.size <= MANY_SLOTS:
+        config, surface = self.config, self.potential.surface
+        settings = surface, config.loss, config.optimizer, self.devices, self.frames.turns
+        if graph.neighbors.size <= surface.execution.many_slots:
             return functools.partial(train_step, *settings)
         if graph.neighbors.shape not in self.programs:
-            arguments = self.state, self.weights, graph, labels, rates
-            compiled = train_step.compile(*settings, *arguments)
-            needed, n_atoms = needed_bytes(compiled, self.devices), len(graph.species)
-            remedy = "a smaller --batch-size, float32, or fewer channels"
-            require_room(needed, free_bytes(), n_atoms, "a training step", remedy)
-            self.programs[graph.neighbors.shape] = compiled
+            self.programs[graph.neighbors.shape] = compile_within_memory(
+                train_step,
+                [settings],
+                (self.state, self.weights, graph, labels, rates),
+                surface.execution,
+                len(graph.species),
+                "a training step",
+                self.devices,
+                "a smaller --batch-size, float32, or fewer channels",
+            )
         return self.programs[graph.neighbors.shape]
 
     def refuse(self, parts, shares):
@@ -325,13 +332,13 @@ class Run:
         parameters, totals = self.weights.parameters | self.state.average, {}
         weights = replace(self.weights, parameters=parameters)
         for graph, labels in self.valid:
-            settings = self.potential.network, self.config.loss, self.devices, self.valid_turns
+            settings = self.potential.surface, self.config.loss, self.devices, self.valid_turns
             sums = error_sums(*settings, weights, graph, labels)
             totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
         squares = _mean_squares(totals)
         # Always by the weights of the end, so that all epochs are compared by one measure.
-        weighed = zip(self.config.loss.weights(1.0), squares.values())
-        loss = sum(weight * square for weight, square in weighed if square is not None)
+        weights = self.config.loss.weights(1.0)
+        loss = sum(weights[name] * value for name, value in squares.items() if value is not None)
         return loss, {f"valid_{name}": error for name, error in _rmse(squares).items()}
 
     def save(self):
@@ -362,13 +369,14 @@ class Run:
 
 
 def _mean_squares(sums):
-    names = ("energy", "forces", "stress")
+    names = (name for name in QUANTITIES if name in DERIVED or name in sums)
     return {n: sums[n] / sums[f"{n}_count"] if sums.get(f"{n}_count") else None for n in names}
 
 
 def _rmse(mean_squares):
-    units = {"energy": "mev_per_atom", "forces": "mev_per_A", "stress": "mev_per_A3"}
-    return {
-        f"{name}_rmse_{units[name]}": None if value is None else MEV * math.sqrt(value)
-        for name, value in mean_squares.items()
-    }
+    found = {}
+    for name, value in mean_squares.items():
+        row = QUANTITIES[name]
+        error = None if value is None else row.factor * math.sqrt(value)
+        found[f"{name}_rmse_{row.suffix}"] = error
+    return found

@@ -1,45 +1,45 @@
 """The loss of a batch, its gradient by the parameters, and error sums."""
 
+import math
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from mlip.model.mace.network import SLOTS_AT_ONCE
-from mlip.model.potential import atom_energies, energies_and_pull, forces_and_stress, per_structure
+from mlip.data.quantities import DERIVED, QUANTITIES, settings_of_quantities
+from mlip.model.derivatives import outputs_and_pull, per_structure, with_derivatives
 
 KINDS = ("mse", "huber")
 STAGE_TWO_ENERGY_WEIGHT = 1000.0
-# Of so many blocks of atoms, keeping all intermediates was measured to cost no more than making
-# them again block by block (64x0e: cells of 64 to 512 atoms; 128x0e+128x1o: of 64, not of 192).
-KEPT = 16
+
+
+_Weights = settings_of_quantities(
+    "_Weights", {"weight": lambda quantity: (float, quantity.weight, quantity.weight_help)}
+)
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Weighted sum of mean errors: energy per atom, force components, stress components.
+class LossConfig(_Weights):
+    """Weighted sum of mean errors: energy per atom, components of forces, stress and others.
 
     In the last part of the training the energy weight is raised: forces shape the surface first,
     the energies are fitted on it afterwards. If not given it is 1000 then, unless energies count
     for more already or not at all.
     """
 
-    energy_weight: float = 1.0  # per (eV/atom)²
-    forces_weight: float = 100.0  # per (eV/Å)²
-    stress_weight: float = 1e4  # per (eV/Å³)²; 0.1 eV/Å³ is 16 GPa
     loss: str = "mse"  # mse or huber
     huber_delta: float = 0.01  # error where Huber's loss turns linear, in the units above
     stage_two: float = 0.75  # fraction of the training after which the second stage begins
     stage_two_energy_weight: float | None = None  # energy weight then; 0: as before; else 1000
 
     def __post_init__(self):
-        names = "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight"
-        for name in [name for name in names if getattr(self, name) is not None]:
+        names = [f"{name}_weight" for name in QUANTITIES]
+        for name in [*names, "stage_two_energy_weight"]:
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be zero or positive")
-        if self.energy_weight == self.forces_weight == self.stress_weight == 0:
+        if not any(getattr(self, name) for name in names):
             raise ValueError("all loss weights are 0; give at least one of them a positive value")
         if self.loss not in KINDS:
             raise ValueError(f"loss is {self.loss!r}; choose one of {', '.join(KINDS)}")
@@ -49,50 +49,57 @@ class LossConfig:
             raise ValueError(f"stage_two is {self.stage_two}; it is a fraction between 0 and 1")
 
     def weights(self, progress):
-        """Weights of energy, forces and stress when this fraction of the training is done."""
-        energy = self.energy_weight
+        """{quantity: weight} when this fraction of the training is done."""
+        found = {name: getattr(self, f"{name}_weight") for name in QUANTITIES}
         if progress >= self.stage_two:
+            energy, given = self.energy_weight, self.stage_two_energy_weight
             raised = max(energy, STAGE_TWO_ENERGY_WEIGHT) if energy else 0.0
-            given = self.stage_two_energy_weight
-            energy = raised if given is None else given or energy
-        return energy, self.forces_weight, self.stress_weight
+            found["energy"] = raised if given is None else given or energy
+        return found
+
+    def counted(self):
+        """Names of the quantities that have a weight at some time."""
+        times = [self.weights(progress) for progress in (0.0, 1.0)]
+        return tuple(name for name in QUANTITIES if any(time[name] for time in times))
 
 
 def label_counts(labels):
-    """How many structures have energies, atoms forces, and structures stress."""
-    return labels.energy_weight.sum(), labels.forces_weight.sum(), labels.stress_weight.sum()
+    """How many structures, or atoms, have each label."""
+    return {name: weight.sum() for name, weight in labels.weights.items()}
 
 
-def batch_loss(config, weights, counts, graph, labels, energies, forces, stress):
+def predicted(outputs, graph, name):
+    """Values of a quantity in `Outputs`, as its labels are."""
+    if name == "energy":
+        return per_structure(graph, outputs.energies)
+    return getattr(outputs, name) if name in DERIVED else outputs.quantities[name]
+
+
+def batch_loss(config, weights, counts, graph, labels, outputs):
     """Loss of a batch, or of a part of it, and of each structure in it.
 
     Args:
-      weights: of energy, forces and stress.
+      weights: {quantity: weight}.
       counts: `label_counts` of the whole batch.
-      energies: of the atoms without baseline, [n_atoms], eV.
+      outputs: `Outputs` with forces and stress, energies without baseline.
 
     Returns:
       loss, and (its share by structure [n_structures], sums of squared errors and their counts).
     """
     n_atoms = jnp.maximum(graph.n_atoms, 1)
-    energy_error = (per_structure(graph, energies) - labels.energy) / n_atoms
-    forces_error = forces - labels.forces
-    stress_error = stress - labels.stress
-    n_frames, n_forces, n_stress = (jnp.maximum(n, 1) for n in counts)
-    forces_loss = _penalty(config, forces_error).mean(axis=1) * labels.forces_weight
-    shares = weights[0] * _penalty(config, energy_error) * labels.energy_weight / n_frames
-    shares += weights[1] * per_structure(graph, forces_loss) / n_forces
-    shares += (
-        weights[2] * _penalty(config, stress_error).mean(axis=(1, 2)) * labels.stress_weight
-    ) / n_stress
-    sums = {
-        "energy": (labels.energy_weight * energy_error**2).sum(),
-        "energy_count": labels.energy_weight.sum(),
-        "forces": (labels.forces_weight[:, None] * forces_error**2).sum(),
-        "forces_count": 3 * labels.forces_weight.sum(),
-        "stress": (labels.stress_weight[:, None, None] * stress_error**2).sum(),
-        "stress_count": 9 * labels.stress_weight.sum(),
-    }
+    shares, sums = 0.0, {}
+    for name, label in labels.values.items():
+        row, chosen = QUANTITIES[name], labels.weights[name]
+        error = predicted(outputs, graph, name) - label
+        error = error / n_atoms if row.per_atom else error
+        axes = tuple(range(1, error.ndim))
+        loss = _penalty(config, error)
+        loss = loss.mean(axis=axes) * chosen if axes else loss * chosen
+        loss = per_structure(graph, loss) if row.of == "atom" else loss
+        shares += weights[name] * loss / jnp.maximum(counts[name], 1)
+        wide = chosen.reshape(-1, *(1 for _ in axes))
+        sums[name] = (wide * error**2).sum()
+        sums[f"{name}_count"] = math.prod(row.shape) * chosen.sum()
     return shares.sum(), (shares, sums)
 
 
@@ -138,9 +145,9 @@ def _penalty(config, error):
 
 
 def loss_and_gradient(
-    network, config, loss_weights, weights, graph, labels, names=None, axis=None, turns=1
+    surface, config, loss_weights, weights, graph, labels, names=None, axis=None, turns=1
 ):
-    """Loss of a batch and its gradient by the network's parameters, or those of some names.
+    """Loss of a batch and its gradient by the model's parameters, or those of some names.
 
     Args:
       axis: of the devices that share the batch; all give the same, but for the shares of the
@@ -154,16 +161,14 @@ def loss_and_gradient(
     moving = {name: weights.parameters[name] for name in names or weights.parameters}
 
     def of_part(graph, labels):
-        # Without blocks nothing is made again in either way.
-        few = not network.block or graph.neighbors.size <= KEPT * SLOTS_AT_ONCE * network.block
-        differentiate = outputs_by_reverse if few else outputs_by_forward
-        energies, pull, by_parameters = differentiate(network, weights, moving, graph)
+        differentiate = outputs_by_reverse if surface.keeps(graph) else outputs_by_forward
+        found, by_parameters = differentiate(surface, weights, moving, graph)
 
-        def of_outputs(energies, pull):
-            outputs = energies, *forces_and_stress(graph, pull)
-            return batch_loss(config, loss_weights, counts, graph, labels, *outputs)
+        def of_outputs(found):
+            outputs = with_derivatives(found[0], graph, found[1])
+            return batch_loss(config, loss_weights, counts, graph, labels, outputs)
 
-        loss, pullback, (shares, sums) = jax.vjp(of_outputs, energies, pull, has_aux=True)
+        loss, pullback, (shares, sums) = jax.vjp(of_outputs, found, has_aux=True)
         return (by_parameters(*pullback(jnp.ones_like(loss))), loss, sums), shares
 
     found, shares = in_turns(of_part, turns, graph, labels)
@@ -171,45 +176,49 @@ def loss_and_gradient(
     return gradient, (loss, (shares, sums))
 
 
-def outputs_by_reverse(network, weights, moving, graph):
-    """Outputs of a part, and how the loss's derivatives by them become its gradient.
+def outputs_by_reverse(surface, weights, moving, graph):
+    """Outputs of a small part, and how the loss's derivatives by them become its gradient.
 
-    By a reverse pass of the reverse pass, which finds the intermediates of all atoms where they
-    were left.
+    Reverse-over-reverse, which stores the intermediates of all atoms.
 
     Args:
       moving: parameters by name for which the gradient is wanted.
 
     Returns:
-      energies [n_atoms] without baseline, eV; the edges' pull [n_atoms, max_neighbors, 3], eV/Å;
-      and a function of the loss's derivatives by both to its gradient, as `moving`.
+      (`Outputs`, `Pull`), and a function of the loss's derivatives by both to its gradient, as
+      `moving`.
     """
+    at_once = surface.running(block=0)
 
     def outputs(parameters):
         inner = replace(weights, parameters=weights.parameters | parameters)
-        return energies_and_pull(replace(network, block=None), inner, graph)
+        return outputs_and_pull(at_once, inner, graph)
 
-    (energies, pull), pullback = jax.vjp(outputs, moving)
-    return energies, pull, lambda *cotangents: pullback(cotangents)[0]
+    found, pullback = jax.vjp(outputs, moving)
+    return found, lambda cotangents: pullback(cotangents)[0]
 
 
-def outputs_by_forward(network, weights, moving, graph):
-    """The same where intermediates are not kept but made again, block by block.
+def outputs_by_forward(surface, weights, moving, graph):
+    """The same of a large part: reverse-over-forward, block by block, recomputing intermediates.
 
     With v the derivative of the loss by the edges' pull, the pull's share of the gradient is that
     of the energies' derivative along v: one forward-mode derivative inside one reverse pass.
     """
 
-    def by_parameters(by_energies, by_pull):
+    def by_parameters(cotangents):
+        by_outputs, by_pull = cotangents
+
         def along(parameters):
             inner = replace(weights, parameters=weights.parameters | parameters)
 
             def of_displacement(displacement):
-                return atom_energies(network, inner, replace(graph, displacement=displacement))
+                return surface.outputs(inner, replace(graph, displacement=displacement))
 
-            energies, derivative = jax.jvp(of_displacement, (graph.displacement,), (by_pull,))
-            return (by_energies * energies).sum() + derivative.sum()
+            along_pull = (graph.displacement,), (by_pull.edges,)
+            outputs, derivative = jax.jvp(of_displacement, *along_pull)
+            shares = jax.tree.map(lambda by, value: (by * value).sum(), by_outputs, outputs)
+            return sum(jax.tree.leaves(shares)) + derivative.energies.sum()
 
         return jax.grad(along)(moving)
 
-    return *energies_and_pull(network, weights, graph), by_parameters
+    return outputs_and_pull(surface, weights, graph), by_parameters

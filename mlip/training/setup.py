@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -22,11 +23,15 @@ from mlip.data.dataset import (
 )
 from mlip.data.graph import build_table
 from mlip.data.labels import LabelKeys
+from mlip.data.quantities import DERIVED
 from mlip.data.structure import symbol
-from mlip.model.mace.network import Network, NetworkConfig, initialize
+from mlip.model.contract import FlaxModel, hashable, model_of, require_contract
+from mlip.model.execution import Execution
+from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import DTYPES, Potential
+from mlip.model.terms import ZBL, TermsConfig
 from mlip.training.batches import Frames
-from mlip.training.finetune import TRAINABLE, UNSEEN, start_from
+from mlip.training.finetune import TRAINABLE, UNSEEN, describe_network, start_from
 from mlip.training.loss import LossConfig
 from mlip.training.optimizer import GENTLE, OptimizerConfig
 
@@ -57,8 +62,13 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0  # time between saved states
     keys: LabelKeys = field(default_factory=LabelKeys)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    model: dict = field(default_factory=dict)  # class and settings of a network of your own
+    terms: TermsConfig = field(default_factory=TermsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    # Settings that files of earlier versions have in another section.
+    MOVED: ClassVar[dict] = dict.fromkeys(ZBL, ("network", "terms"))
 
     def __post_init__(self):
         for name in ("train", "valid", "out", "e0", "trainable"):  # paths and numbers too
@@ -74,6 +84,17 @@ class TrainConfig:
             raise ValueError(
                 f"trainable is {self.trainable!r}; choose one of {', '.join(TRAINABLE)}, or the "
                 "number of the first layer that moves, from 1 on"
+            )
+        object.__setattr__(self, "model", hashable(self.model))
+        # What the loss weighs besides energies is looked for, where no key is given.
+        sought = [n for n in self.loss.counted() if n not in DERIVED and self.keys.key(n) == "none"]
+        if sought:
+            keys = replace(self.keys, **{f"{name}_key": "auto" for name in sought})
+            object.__setattr__(self, "keys", keys)
+        if self.network.dipoles and not (self.loss.dipole_weight or self.init):
+            raise ValueError(
+                "the network has dipoles, but the loss does not weigh them; give --dipole-weight, "
+                "which switches them on by itself"
             )
         if self.init is None and (self.trainable != "all" or self.e0 == "keep"):
             setting = "trainable" if self.trainable != "all" else "e0"
@@ -98,9 +119,15 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_seconds is {self.checkpoint_seconds}; it must be zero or positive"
             )
-        if self.block is not None and self.block < 0:
+        Execution(self.block)  # checked
+        if self.model and not isinstance(self.model.get("class"), str):
             raise ValueError(
-                f"block is {self.block}; give a positive number of atoms, or 0 for all"
+                f'[model] is {self.model}; it needs class = "my_package.my_module:MyNetwork"'
+            )
+        if self.model and self.network != NetworkConfig():
+            raise ValueError(
+                "[model] names a network of your own, and [network] has settings of ours; leave "
+                "one of them away"
             )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be zero or positive")
@@ -156,18 +183,25 @@ def prepare(config):
     Raises:
       ValueError, FileNotFoundError: the data cannot be used; the message says why.
     """
+    cutoff = describe_network(config).cutoff
     report = look_over(config)
     remarks = _remarks(config, report)
     train, valid, isolated = divide(config, report.structures)
     _require_labels(config, train, config.train)
     _require_labels(config, valid, config.valid)
-    tables = [build_table(s, config.network.cutoff) for s in train]
+    tables = [build_table(s, cutoff) for s in train]
     neighbors = float(sum(t.used.sum() for t in tables) / sum(len(s) for s in train))
     if config.init is None:
         e0 = atomic_energies(config.e0, train, isolated, config.keys)
         potential = _untrained(config, train, neighbors, e0)
     else:
         potential, e0 = start_from(config, train, isolated)
+    lacking = set(config.loss.counted()) - {*DERIVED, *potential.model.quantities}
+    if lacking:
+        raise ValueError(
+            f"the loss weighs {', '.join(sorted(lacking))}, which the network does not predict; "
+            "leave its weight at 0, or take a network that names it in its quantities"
+        )
     lines = _report(potential, e0, neighbors)
     lines = [
         f"{len(train)} frames to train on, {len(valid)} to validate, "
@@ -191,7 +225,7 @@ def prepare(config):
         "jax_version": jax.__version__,
     }
     potential = replace(potential, training=training)
-    valid_tables = [build_table(s, config.network.cutoff) for s in valid]
+    valid_tables = [build_table(s, cutoff) for s in valid]
     frames = Frames(train, tables, potential, config)
     return potential, frames, Frames(valid, valid_tables, potential, config), lines
 
@@ -205,7 +239,7 @@ def look_over(config):
     return check(
         config.train,
         config.keys,
-        config.network.cutoff,
+        describe_network(config).cutoff,
         e0=None if of_init else config.e0,
         against=None if _fraction(config.valid) is not None else config.valid,
     )
@@ -220,7 +254,7 @@ def divide(config, structures):
     Raises:
       ValueError, FileNotFoundError: nothing but isolated atoms, or no such validation set.
     """
-    cutoff, fraction = config.network.cutoff, _fraction(config.valid)
+    cutoff, fraction = describe_network(config).cutoff, _fraction(config.valid)
     train, isolated = split_isolated(structures, cutoff)
     if not train:
         raise ValueError(f"{config.train} holds nothing but isolated atoms; add frames to train on")
@@ -249,13 +283,14 @@ def _remarks(config, report):
 
 def _require_labels(config, structures, where):
     """Refuse a set in which no frame has a label that counts in the loss."""
-    weights = {
-        "energy": max(config.loss.weights(progress)[0] for progress in (0.0, 1.0)),
-        "forces": config.loss.forces_weight,
-        "stress": config.loss.stress_weight,
-    }
-    counted = [kind for kind, weight in weights.items() if weight > 0]
-    if not any(getattr(s, kind) is not None for s in structures for kind in counted):
+    counted = config.loss.counted()
+    for name in counted:
+        if name not in DERIVED and all(s.label(name) is None for s in structures):
+            raise ValueError(
+                f"no frame of {where} has a {name}, which the loss weighs; name its key with "
+                f"--{name}-key, or leave --{name}-weight at 0"
+            )
+    if not any(s.label(name) is not None for s in structures for name in counted):
         raise ValueError(
             f"no frame of {where} has {' or '.join(counted)}, which the loss weighs; give labels, "
             "or other weights"
@@ -297,18 +332,24 @@ def _untrained(config, train, neighbors, e0):
     above = [(s.energy - b) / len(s) for s, b in zip(train, baseline) if s.energy is not None]
     shift = float(np.mean(above)) if above else 0.0
     forces = [s.forces for s in train if s.forces is not None]
-    scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else np.std(above)
-    return Potential(
-        config=config.network,
+    scale = np.sqrt(np.mean(np.concatenate(forces) ** 2)) if forces else np.std(above or [0.0])
+    model = model_of(describe_network(config), len(species))
+    potential = Potential(
+        model=model,
         species=species,
-        parameters=initialize(Network(config.network, len(species)), config.seed),
+        parameters=model.initial(config.seed),
         e0=np.array([e0.values[z] for z in species]),
         shift=np.full(len(species), shift),
-        scale=np.full(len(species), scale if scale > 1e-8 else 1.0),
+        scale=np.full(len(species), float(scale) if scale > 1e-8 else 1.0),
         average_neighbors=max(neighbors, 1e-3),
+        terms=config.terms,
         dtype=config.dtype,
-        block=config.block,
+        execution=Execution(config.block),
     )
+    if isinstance(model, FlaxModel):
+        with potential.precision():
+            require_contract(model, potential.weights)
+    return potential
 
 
 def _report(potential, e0, neighbors):
@@ -317,6 +358,6 @@ def _report(potential, e0, neighbors):
     lines += [f"note: {e0.note}"] if e0.note else []
     lines.append(
         f"{potential.n_parameters} parameters, {neighbors:.1f} neighbours an atom within "
-        f"{potential.config.cutoff} Å"
+        f"{potential.cutoff} Å"
     )
     return lines

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from mlip.model.potential import energies_and_pull, forces_and_stress
+from mlip.model.derivatives import outputs_and_pull, with_derivatives
 from mlip.programs import program
 from mlip.training import optimizer
 from mlip.training.loss import batch_loss, from_all, in_turns, loss_and_gradient
@@ -47,7 +47,7 @@ def shared(function, devices, out_specs):
 
 @program(training=True, static_argnums=(0, 1, 2, 3, 4), donate_argnums=5)
 def train_step(
-    network, loss_config, optimizer_config, devices, turns, state, weights, graph, labels, rates
+    surface, loss_config, optimizer_config, devices, turns, state, weights, graph, labels, rates
 ):
     """One step on one batch.
 
@@ -55,8 +55,8 @@ def train_step(
       devices: that share the batch, see `shared`.
       turns: parts of the batch that each of them takes one after another.
       weights: the potential's `Weights`; those of its parameters that move are in the state.
-      rates: (learning rate, share of the new parameters in the running average, (weights of
-        energy, forces, stress)).
+      rates: (learning rate, share of the new parameters in the running average, {quantity:
+        weight in the loss}).
 
     Returns:
       the next state, and (loss, (share of each structure, error sums)).
@@ -66,7 +66,7 @@ def train_step(
 
     def of_share(weights, graph, labels, loss_weights):
         names, axis = tuple(state.parameters), None if devices is None else AXIS
-        arguments = network, loss_config, loss_weights, weights, graph, labels, names, axis, turns
+        arguments = surface, loss_config, loss_weights, weights, graph, labels, names, axis, turns
         return loss_and_gradient(*arguments)
 
     outputs = SAME, (SAME, (PART, SAME))
@@ -84,15 +84,15 @@ def train_step(
 
 
 @program(static_argnums=(0, 1, 2, 3))
-def error_sums(network, loss_config, devices, turns, weights, graph, labels):
+def error_sums(surface, loss_config, devices, turns, weights, graph, labels):
     """Sums of squared errors of a batch, and their counts; arguments as of `train_step`."""
 
     def of_share(weights, graph, labels):
         def of_part(graph, labels):
-            energies, pull = energies_and_pull(network, weights, graph)
-            outputs = energies, *forces_and_stress(graph, pull)
-            ones = (1.0, 1.0, 1.0)
-            return batch_loss(loss_config, ones, ones, graph, labels, *outputs)[1][1], ()
+            outputs, pull = outputs_and_pull(surface, weights, graph)
+            outputs = with_derivatives(outputs, graph, pull)
+            ones = dict.fromkeys(labels.values, 1.0)
+            return batch_loss(loss_config, ones, ones, graph, labels, outputs)[1][1], ()
 
         sums, _ = in_turns(of_part, turns, graph, labels)
         return from_all(sums, None if devices is None else AXIS)

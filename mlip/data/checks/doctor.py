@@ -9,13 +9,13 @@ from mlip.data.checks.sample import survey
 from mlip.data.checks.summary import summarize
 from mlip.data.dataset import atomic_energies, files_of, split_isolated
 from mlip.data.labels import (
-    KINDS,
     LabelKeys,
     choose_key,
     read_file,
     structure_of,
     write_frames,
 )
+from mlip.data.quantities import QUANTITIES
 from mlip.data.structure import Unusable
 from mlip.files import atomic_write
 
@@ -145,9 +145,9 @@ def _merged(findings):
 def _choose(path, keys, frames):
     """The key of each label, and findings of labels that have none or several."""
     chosen, found = {}, []
-    for kind in KINDS if frames else ():
+    for kind in QUANTITIES if frames else ():
         try:
-            chosen[kind] = choose_key(kind, getattr(keys, f"{kind}_key"), frames, path)
+            chosen[kind] = choose_key(kind, keys.key(kind), frames, path)
         except Unusable as error:
             found.append(Finding("error", error.rule, error.problem, error.remedy))
     return chosen, found
@@ -262,6 +262,8 @@ def mend(report, path):
             f"left out the keys {', '.join(sorted(lost))}, which would be taken for labels or are "
             "in units that are not known"
         )
-    names = ", ".join(kind for kind in KINDS if any(getattr(s, kind) is not None for _, s in kept))
+    names = ", ".join(
+        kind for kind in QUANTITIES if any(s.label(kind) is not None for _, s in kept)
+    )
     wrote = f"wrote {counted(len(kept), 'frame')} with {names or 'no labels'} in eV and Å to {path}"
     return [*lines, wrote]

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from mlip.data.checks.findings import Finding, counted
-from mlip.data.labels import ENERGY_UNITS, KINDS
+from mlip.data.quantities import ENERGY_UNITS, QUANTITIES
 from mlip.data.structure import symbol
 from mlip.units import MEV
 
@@ -41,7 +41,7 @@ def keys(frames, chosen, wanted):
     for key, count in sorted(counts.items()):
         kind = _kind_of(key)
         beside = chosen.get(kind) and key in ("free_energy", "energies", "stresses")
-        if beside or getattr(wanted, f"{kind}_key") == "none" or kind not in chosen:
+        if beside or wanted.key(kind) == "none" or kind not in chosen:
             continue
         text = f"{counted(count, 'frame', 'hold')} {key}, which is not read"
         remedy = f"if this is the {kind}, name it with --{kind}-key {key}"
@@ -88,7 +88,7 @@ def free_energies(frames, places, chosen, keys):
 def missing(sample, chosen):
     """Frames without a label that others have."""
     found = []
-    for kind in KINDS:
+    for kind in QUANTITIES:
         having = set(sample.having(kind))
         # A single atom needs no forces, and stress counts only where there is a volume.
         lacking = [
@@ -97,6 +97,7 @@ def missing(sample, chosen):
             if i not in having
             and (kind != "forces" or len(s) > 1)
             and (kind != "stress" or np.isfinite(s.volume))
+            and not (QUANTITIES[kind].molecular and s.pbc.any())
         ]
         if having and lacking:
             text = f"{counted(len(lacking), 'frame', 'have')} no {kind}, {len(having)} have"

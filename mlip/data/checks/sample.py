@@ -133,7 +133,7 @@ class Sample:
 
     def having(self, kind):
         """Indices of the frames with a label."""
-        return [i for i, s in enumerate(self.structures) if getattr(s, kind) is not None]
+        return [i for i, s in enumerate(self.structures) if s.label(kind) is not None]
 
     def groups(self):
         """Lists of indices with the same atoms in the same order and the same periodic axes."""

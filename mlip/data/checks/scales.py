@@ -4,7 +4,7 @@ import numpy as np
 
 from mlip.data.checks.consistency import ENOUGH_PAIRS, UNEXPLAINED
 from mlip.data.checks.findings import counted
-from mlip.data.labels import ENERGY_UNITS, FORCES_UNITS
+from mlip.data.quantities import ENERGY_UNITS, FORCES_UNITS
 from mlip.units import HARTREE
 
 LIGHT = (1, 5, 6, 7, 8, 9)

@@ -8,7 +8,7 @@ import numpy as np
 from mlip.data.checks.consistency import ENOUGH_PAIRS, EXPLAINED, least_deviations
 from mlip.data.checks.findings import counted
 from mlip.data.checks.sample import VACUUM
-from mlip.data.labels import STRESS_UNITS
+from mlip.data.quantities import STRESS_UNITS
 from mlip.units import GPA
 
 # Factor between ΔE and V σ:ε: 0.92 to 1.00 in strained silicon and molybdenum.

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from mlip.data.checks.sample import VACUUM
-from mlip.data.labels import KINDS
+from mlip.data.quantities import QUANTITIES
 from mlip.data.structure import symbol
 from mlip.units import GPA
 
@@ -45,7 +45,7 @@ def summarize(sample, chosen, energies):
         "groups": dict(Counter(s.group for s in structures if s.group)),
         "labels": {
             kind: {"key": chosen[kind], "frames": len(sample.having(kind))}
-            for kind in KINDS
+            for kind in QUANTITIES
             if chosen.get(kind)
         },
         "e0_eV": None if energies is None else {symbol(z): e for z, e in energies.values.items()},

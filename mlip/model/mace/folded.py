@@ -22,7 +22,6 @@ from mlip.model.blocks import (
     to_own_devices,
 )
 from mlip.model.mace.layer import paths, rows_of_species, through_species
-from mlip.model.mace.network import NetworkConfig
 from mlip.model.mace.splines import DEGREE, spline, spline_weights
 from mlip.model.radial import SILU_GAIN, in_float64
 from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, unstack
@@ -32,25 +31,13 @@ from mlip.model.so3 import coupling, spherical_harmonics, symmetric_product, uns
 class FoldedNetwork:
     """Stands in for `Network` where parameters are not differentiated."""
 
-    config: NetworkConfig
+    config: object  # a `NetworkConfig`
     n_species: int
     block: int | None = None  # atoms taken at a time; None takes all
     axis: str | None = None  # of the devices over which the atoms are spread
     # Of each layer the number of atoms, first in the graph, that it is taken for; None takes all.
     # Neighbours of a layer's atoms lie among those of the layer before.
     rows: tuple[int, ...] | None = None
-
-    def apply(self, variables, graph, average_neighbors, radii):
-        """Energies of the atoms as `Network` gives them; intermediate features are not kept.
-
-        Atoms that the last layer is not taken for have none.
-
-        Args:
-          average_neighbors, radii: not used; they are part of the tables.
-        """
-        weights = variables["params"]
-        with jax.default_matmul_precision("highest"):
-            return self.energies(weights, graph), ()
 
     @property
     def by_pair(self):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip.data.structure import COVALENT_RADII
-from mlip.model.mace.network import Network, NetworkConfig, parameter_shapes
+from mlip.model.mace.model import Mace, NetworkConfig
 from mlip.model.mace.torch_weights import (
     INTERACTIONS,
     array,
@@ -31,6 +31,7 @@ from mlip.model.radial import (
     ZBL_EXPONENT,
     ZBL_WEIGHTS,
 )
+from mlip.model.terms import TermsConfig
 
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORMS = {"AgnesiTransform": "agnesi", "SoftTransform": "soft"}
@@ -114,8 +115,8 @@ def _potential_of(model, head, dtype, training):
             np.atleast_1d(array(getattr(model.scale_shift, name))) for name in ("scale", "shift")
         )
         scale, shift = (values[chosen if len(values) > 1 else 0] for values in (scale, shift))
-    widest = 2 * max(COVALENT_RADII[numbers])
-    if config.zbl and widest > config.cutoff:
+    widest, terms = 2 * max(COVALENT_RADII[numbers]), _terms(model)
+    if terms.zbl and widest > config.cutoff:
         refuse(
             f"a ZBL repulsion that reaches to {widest:.2f} Å with these elements, beyond r_max of "
             f"{config.cutoff} Å",
@@ -132,18 +133,20 @@ def _potential_of(model, head, dtype, training):
         elif name.startswith("product"):
             values = values[:, order]
         parameters[name] = np.ascontiguousarray(values, dtype)
+    own = Mace(config, len(numbers))
     potential = Potential(
-        config=config,
+        model=own,
         species=tuple(numbers[order].tolist()),
         parameters=parameters,
         e0=e0[order],
         shift=np.full(len(numbers), shift),
         scale=np.full(len(numbers), scale),
         average_neighbors=_average_neighbors(model),
+        terms=terms,
         dtype=dtype,
         training=(training or {}) | {"head": heads[chosen]},
     )
-    expected = parameter_shapes(Network(config, len(numbers)))
+    expected = own.shapes()
     found = {name: values.shape for name, values in parameters.items()}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
@@ -254,7 +257,6 @@ def config_of(model):
         interaction=kinds[-1],
         first_interaction=kinds[0],
         **_radial_settings(model),
-        **_zbl_settings(model),
     )
 
 
@@ -328,9 +330,9 @@ def _nominal(value):
     return float(str(np.float32(number))) if "float32" in str(value.dtype) else number
 
 
-def _zbl_settings(model):
+def _terms(model):
     if not hasattr(model, "pair_repulsion_fn"):
-        return {}
+        return TermsConfig()
     repulsion = model.pair_repulsion_fn
     require_type(repulsion, "pair repulsion", "ZBLBasis")
     _require_constants("c", repulsion.c, ZBL_WEIGHTS)
@@ -338,4 +340,4 @@ def _zbl_settings(model):
     _require_constants("a_prefactor", repulsion.a_prefactor, 0.4543)
     _require_constants("covalent_radii", repulsion.covalent_radii, COVALENT_RADII)
     scaled = type(model).__name__ == "ScaleShiftMACE"
-    return {"zbl": True, "zbl_order": int(repulsion.p), "zbl_scaled": scaled}
+    return TermsConfig(zbl=True, zbl_order=int(repulsion.p), zbl_scaled=scaled)

@@ -32,7 +32,8 @@ MANY_SPECIES = 8  # beyond which an atom's matrix is fetched instead of applying
 def layer_shapes(config, n_species, layer):
     """Shapes of a layer's weights by their keys."""
     channels, last = config.channels, layer == config.layers - 1
-    l_in, l_out = 0 if layer == 0 else config.hidden_l, 0 if last else config.hidden_l
+    l_in = 0 if layer == 0 else config.hidden_l
+    l_out = int(config.dipoles) if last else config.hidden_l
     routes = paths(l_in, config.l_max)
     widths = (config.n_radial, *config.radial_widths, len(routes) * channels)
     shapes = {("radial", step): shape for step, shape in enumerate(itertools.pairwise(widths))}
@@ -54,6 +55,8 @@ def layer_shapes(config, n_species, layer):
     if config.has_hidden_readout(layer):
         shapes["readout", "hidden"] = channels, config.readout_width
         channels = config.readout_width
+    if last and config.dipoles:
+        shapes["dipole",] = config.channels, 1
     return shapes | {("readout",): (channels, 1)}
 
 
@@ -244,6 +247,15 @@ def product(config, weights, density, added, species):
         feature = mix_channels(basis, weights["out", l])
         out.append(feature + added[l] if l < len(added) else feature)
     return out
+
+
+def dipoles(features, weights):
+    """Dipole moments of atoms, [n, 3], e·Å, from the vectors among their features [n, 4, channels].
+
+    Their sum is the dipole moment of a molecule without charge, wherever its origin is. Source:
+    MACE's dipole models (Batatia et al. 2022, arXiv:2206.07697, whose readouts they extend).
+    """
+    return mix_channels(features[:, 1:4], weights["dipole",])[..., 0]
 
 
 def readout(weights, invariant):
