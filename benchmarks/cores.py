@@ -4,7 +4,7 @@
 
 The same structures on each core alone and on all of them, in turns; gains are medians over the
 turns. Ours spreads the atoms over as many host devices. What the cores themselves allow is measured
-in the same turns by processes that have nothing to do with one another, one a core, all at once:
+in the same turns by independent processes, one a core, all at once:
 how much more they do than one alone, if every evaluation took as long as the slowest process's.
 Prints a table and writes `benchmarks/results/cores.json`.
 """

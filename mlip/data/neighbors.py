@@ -5,7 +5,7 @@ import numpy as np
 from mlip.data.structure import Unusable
 
 CLOSEST = 1e-3  # Å: below this two atoms count as one
-# Pairs of any frame, 130 bytes each at the peak; systems of many atoms may have so many an atom.
+# Most pairs of a frame: the larger of MOST_EDGES and MOST_NEIGHBORS × n_atoms; 130 bytes each.
 MOST_EDGES, MOST_NEIGHBORS = 2 * 10**7, 300
 
 

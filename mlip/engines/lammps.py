@@ -224,7 +224,7 @@ class Driver:
             self.engine.fix_external_set_energy_global(FIX, np.nan)
             self.engine.force_timeout()
             return
-        # An energy of displacements alone leaves no net force: what is left is rounding.
+        # No outside field acts, so that there is no net force: what is left is rounding.
         forces[:] = self.halo.return_to_owners(self.comm, found.forces) - drift
         self.engine.fix_external_set_energy_global(FIX, energy)
         self.engine.fix_external_set_virial_global(FIX, virial)

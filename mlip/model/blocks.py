@@ -36,8 +36,8 @@ def map_blocks(function, block, *arrays, at_once=SMALL):
 
     def cut(array):
         if spare := n_blocks * block - n_atoms:
-            # The last atom again, for which every function is finite; what becomes of it is cut
-            # off. Told so, the reverse pass fills no arrays with its zero derivatives.
+            # The last atom again, for which every function is finite. `join` drops these rows;
+            # `stop_gradient` spares the reverse pass their zeros.
             last = jax.lax.stop_gradient(array[-1:])
             array = jnp.concatenate([array, jnp.repeat(last, spare, axis=0)])
         return array.reshape(n_blocks, block, *array.shape[1:])
@@ -59,9 +59,9 @@ def collect_slots(slots, reverse, weight=None, block=None, axis=None):
     """For every atom the sum of `slots` [n_rows, max_neighbors, ...] in which it is the sender.
 
     A gather through the opposite edges, since a scatter is slow. Slots may hold the first rows of
-    the atoms only; what the other rows would give counts as zero. Of atoms that are spread over
-    devices each has the slots of its own and looks through them for all atoms (see
-    `to_own_devices`): more to gather, but sums are far less to exchange than slots.
+    the atoms only; what the other rows would give counts as zero. With sharded atoms a device sums
+    its own slots for every atom, and `to_own_devices` reduces: more to gather, but sums are far
+    less to exchange than slots.
 
     Args:
       reverse: of all atoms, on whichever device.

@@ -258,7 +258,7 @@ class Potential:
         for index, (kinds, structure, _) in enumerate(frames):
             rows = slice(start, start + len(structure))
             own = outputs.energies[rows] + (self.e0 + self.shift)[kinds]
-            # An energy of displacements alone leaves no net force: what is left is rounding.
+            # No outside field acts, so that there is no net force: what is left is rounding.
             pull = outputs.forces[rows] - outputs.forces[rows].mean(axis=0)
             if not (np.isfinite(own).all() and np.isfinite(pull).all()):
                 raise FloatingPointError(

@@ -39,7 +39,7 @@ class Systems:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Limits:
-    """Beyond which a system is stopped."""
+    """Limits beyond which a system is stopped."""
 
     closest: jax.Array  # Å
     force: jax.Array  # eV/Å

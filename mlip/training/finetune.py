@@ -246,10 +246,9 @@ def estimate_atomic_energies(potential, train, unseen=()):
 
 
 def require_isolated_atoms(potential, train, e0):
-    """Refuse E0 of isolated atoms for a potential whose own E0 hold more than those.
+    """Refuse E0 of isolated atoms for a potential whose E0 were fitted.
 
-    E0 that were fitted to energies hold a part of the cohesive energy; with others in their place
-    every frame would be off by that.
+    Fitted E0 contain cohesive energy; with those of isolated atoms every frame would be off by it.
 
     Args:
       potential: with its own E0 and species for all elements of the structures.

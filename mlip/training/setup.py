@@ -234,7 +234,7 @@ def look_over(config):
     """The doctor's `Report` of the data of a run, or one without findings if it is not asked."""
     if not config.check:
         return Report(config.train, {}, (), [], read(config.train, config.keys))
-    # E0 that belong to the potential to start from are none that the data could judge.
+    # E0 of the initial potential are not checked against the data.
     of_init = config.init is not None and config.e0 in ("auto", "fit", "keep")
     return check(
         config.train,

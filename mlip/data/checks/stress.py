@@ -48,7 +48,7 @@ def against_energies(sample, pairs, fit):
 
 
 def _other_order(sample, order, reason):
-    """The finding that what was read as yz, xz, xy is, at these indices, yz, xz and xy."""
+    """Finding: true shear component k was read as `SHEARS[order[k]]`."""
     right = dict(zip((SHEARS[k] for k in order), SHEARS))
     named = " ".join(right.get(c, c) for c in sample.keys.order_of_stress())
     text = f"{reason} say that the shear components of the stress stand in another order"

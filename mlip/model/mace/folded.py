@@ -331,7 +331,7 @@ class FoldedNetwork:
 
 
 def not_numbers(constants):
-    """The derivative by what is constant here: whoever asks for it is to notice."""
+    """NaN gradients for folded constants, so that using them fails visibly."""
     return jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), constants)
 
 

@@ -145,9 +145,10 @@ def _largest_beyond(values):
 
 
 def few_functions(table, potential):
-    """Functions of which all columns of a table are combinations, and the combinations.
+    """Low-rank factors of a spline table: a few functions, and the columns as their combinations.
 
-    As few, in eights, as keep values and slopes to twice the tolerance of the table itself.
+    The rank is the smallest multiple of 8 that keeps values and slopes within twice the table's
+    tolerance.
 
     Args:
       table: coefficients of splines of one pair of species, [rows, columns].
