@@ -10,7 +10,6 @@ from rich.table import Table
 from mlip.data.checks.findings import GRADES, listed
 from mlip.data.quantities import QUANTITIES
 from mlip.data.structure import symbol
-from mlip.model.terms import Zbl
 from mlip.simulation.trajectory import COLUMNS, summary
 from mlip.training.evaluation import error_rows
 
@@ -285,7 +284,7 @@ def card(potential):
     return {
         "species": ", ".join(names),
         **potential.model.about(),
-        "ZBL repulsion": "yes" if any(isinstance(term, Zbl) for term in terms) else "no",
+        "terms beside the network": ", ".join(map(str, terms)) or "none",
         "parameters": potential.n_parameters,
         "precision": potential.dtype,
         "E0 (eV)": listed(potential.e0),

@@ -49,6 +49,24 @@ class OneEnergy(Pairwise):
         return messages.sum()
 
 
+class ManyDipoles(Pairwise):
+    """Dipoles of atoms, where those of structures belong."""
+
+    quantities = ("dipole",)
+
+    def energies(self, messages):
+        energies = messages.sum(axis=(1, 2))
+        return mlip.Outputs(energies, quantities={"dipole": jnp.zeros((len(energies), 3))})
+
+
+class HiddenDipoles(ManyDipoles):
+    quantities = ()
+
+
+class Tells(Pairwise):
+    quantities = ("temper",)
+
+
 class NoSpecies(nn.Module):
     cutoff: float = 4.0
 
@@ -149,6 +167,9 @@ def test_a_configuration_file_names_it(tmp_path, monkeypatch):
         (SeesPadding(), "SeesPadding sees padding: .* vanishes at the cutoff"),
         (OneEnergy(), r"OneEnergy gives energies of shape \(\) .* one energy for each atom"),
         (WithState(), "WithState has variables besides parameters: state"),
+        (ManyDipoles(), r"gives a dipole of shape \(5, 3\) .* has to be \(2, 3\)"),
+        (HiddenDipoles(), r"names the quantities \[\] and gives \['dipole'\]"),
+        (Tells(), "Tells predicts temper, which the table of quantities does not have"),
         (NoSpecies(), "NoSpecies has no field n_species; add"),
         (NoCutoff(), "NoCutoff has cutoff = None; give it the attribute cutoff"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import ase
 import ase.io
 import numpy as np
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import UnknownFileTypeError
 
@@ -326,6 +327,9 @@ def write_frames(path, frames, structures):
         results = getattr(frame.atoms.calc, "results", {})
         kept = (key for key in KEPT_RESULTS if results.get(key) is not None)
         labels |= {key: results[key] for key in kept if key not in labels}
+        for name in [name for name in labels if name not in all_properties]:
+            own = atoms.arrays if QUANTITIES[name].of == "atom" else atoms.info
+            own[name] = labels.pop(name)
         atoms.calc = SinglePointCalculator(atoms, **labels)
         images.append(atoms)
         lost |= frame.keys() - {*atoms.info, *atoms.arrays, *labels}

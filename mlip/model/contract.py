@@ -343,7 +343,7 @@ def small_graph(model, padding=1, dtype=np.float32):
 
 
 def require_contract(model, weights):
-    """Refuse a model whose energies are of a wrong shape, not finite, or see padding.
+    """Refuse a model that gives what has a wrong shape, is not finite, or sees padding.
 
     Raises:
       ValueError: which rule it breaks, and the remedy.
@@ -359,12 +359,32 @@ def require_contract(model, weights):
                 f"the network {name} gives energies of shape {jnp.shape(outputs.energies)} for 5 "
                 "atoms; it has to give one energy for each atom, [n_atoms]"
             )
-    few, many = (np.asarray(outputs.energies[:4], float) for outputs in found)
-    if not np.isfinite(few).all():
-        raise ValueError(f"the network {name} gives energies that are not finite: {few}")
-    if not np.allclose(few, many, rtol=1e-4, atol=1e-6 * max(1.0, np.abs(few).max())):
+    given = set(found[0].quantities)
+    if given != set(model.quantities):
         raise ValueError(
-            f"the network {name} sees padding: with three more empty slots an energy changes by "
-            f"{np.abs(few - many).max():.2g}. Multiply every message by a function that vanishes "
-            "at the cutoff, such as mlip.smooth_cutoff"
+            f"the network {name} names the quantities {sorted(model.quantities)} and gives "
+            f"{sorted(given)}; name in `quantities` what Outputs.quantities holds"
         )
+    for quantity in model.quantities:
+        row, values = QUANTITIES[quantity], found[0].quantities[quantity]
+        shape = (2 if row.of == "structure" else 5, *row.shape)
+        if jnp.shape(values) != shape:
+            raise ValueError(
+                f"the network {name} gives a {quantity} of shape {jnp.shape(values)} for 5 atoms "
+                f"in 2 structures, where it has to be {shape}"
+            )
+    for what in ("energies", *model.quantities):
+        few, many = (
+            np.asarray(o.energies if what == "energies" else o.quantities[what], float)
+            for o in found
+        )
+        real = slice(4) if len(few) == 5 else slice(1)
+        few, many = few[real], many[real]
+        if not np.isfinite(few).all():
+            raise ValueError(f"the network {name} gives {what} that are not finite: {few}")
+        if not np.allclose(few, many, rtol=1e-4, atol=1e-6 * max(1.0, np.abs(few).max())):
+            raise ValueError(
+                f"the network {name} sees padding: with three more empty slots {what} change by "
+                f"{np.abs(few - many).max():.2g}. Multiply every message by a function that "
+                "vanishes at the cutoff, such as mlip.smooth_cutoff"
+            )
