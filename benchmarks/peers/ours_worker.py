@@ -63,7 +63,7 @@ def inference(potential):
 
         def call():
             with potential.precision():
-                return jax.block_until_ready(function(*settings, *arguments))[1]
+                return jax.block_until_ready(function(*settings, *arguments)).forces
 
         return Step(call, {"edges": int(table.used.sum()), "slots": int(table.used.size)})
 
