@@ -54,7 +54,7 @@ def _run(arguments):
         if known.model_class:
             from mlip.model.contract import import_class
 
-            import_class(known.model_class)
+            import_class(known.model_class, for_all_files=True)
         return known.run(known) or 0
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         if known.debug:

@@ -74,10 +74,10 @@ def _moved(cls, table):
     """The table with settings of earlier versions where they stand now, by `cls.MOVED`."""
     table = dict(table)
     for name, (old, new) in getattr(cls, "MOVED", {}).items():
-        if isinstance(table.get(old), dict) and name in table[old]:
-            rest = dict(table[old])
-            table[new] = {name: rest.pop(name), **table.get(new, {})}
-            table[old] = rest
+        sections = table.get(old), table.get(new, {})
+        if all(isinstance(section, dict) for section in sections) and name in sections[0]:
+            rest = dict(sections[0])
+            table |= {new: {name: rest.pop(name), **sections[1]}, old: rest}
     return table
 
 

@@ -1,5 +1,6 @@
 """A network of the user's own: trained, saved, loaded and used as ours; refused with a reason."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,3 +253,20 @@ def test_a_single_precision_network_stays_single_where_sums_are_double():
 def test_descriptions_that_make_no_model_are_refused(network, reason):
     with pytest.raises(ValueError, match=reason):
         mlip.untrained(network, ["H"])
+
+
+def test_a_class_of_the_same_name_elsewhere_is_not_taken_unasked(trained, tmp_path):
+    """Of another version of a class the numbers would be others."""
+    (tmp_path / "elsewhere.py").write_text(
+        "import mlip, sys\nfrom test_own_network import Pairwise as Base\n"
+        "class Pairwise(Base):\n    pass\n"
+    )
+    model = str(trained / "model.safetensors")
+    program = f"import elsewhere, mlip; mlip.register(elsewhere.Pairwise); mlip.load({model!r})"
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    settings = {"env": os.environ | {"PYTHONPATH": paths}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", program], **settings)
+    assert "no code that a file names is imported; give the class" in done.stderr
+    words = ["-m", "mlip.cli", "info", model, "--model-class", "elsewhere:Pairwise"]
+    done = subprocess.run([sys.executable, *words], **settings)
+    assert done.returncode == 0, done.stderr

@@ -247,15 +247,6 @@ def structure_of(frame, chosen, keys=LabelKeys()):
         values["stress"] = tensor
     group = str(frame.atoms.info.get("config_type", ""))
     others = {name: values.pop(name) for name in sorted(set(values) - set(DERIVED))}
-    molecular = [name for name in others if QUANTITIES[name].molecular]
-    if molecular and frame.atoms.pbc.any():
-        raise Unusable(
-            "periodic",
-            f"{frame.name} is periodic and has a {molecular[0]} under "
-            f"{chosen[molecular[0]]!r}, which is defined only up to multiples of the lattice "
-            "vectors there, and jumps",
-            f"take molecules, or leave it away with --{molecular[0]}-key none",
-        )
     return from_ase(frame.atoms, frame.name, **values, others=others, group=group)
 
 

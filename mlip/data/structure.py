@@ -70,8 +70,8 @@ class Structure:
                 raise Unusable(
                     "periodic",
                     f"{self.name} is periodic and has a {name}, which is defined only up to "
-                    "multiples of the lattice vectors there",
-                    "leave it away, or make it a molecule",
+                    "multiples of the lattice vectors there, and jumps",
+                    f"take molecules, or leave it away with --{name}-key none",
                 )
             shape = row.shape if row.of == "structure" else (len(self.numbers), *row.shape)
             others[name] = _checked(self.name, name, values, float, shape)

@@ -243,6 +243,7 @@ def hashable(value):
 
 
 _registered = {}  # classes of networks that model files may name, by `class_name`
+_named = {}  # those that the user has named for this process, by their name without the module
 
 
 def register(cls):
@@ -261,22 +262,26 @@ def register(cls):
     return cls
 
 
-def registered(name, anywhere=False):
-    """The class that was registered under a name, or None.
-
-    Args:
-      anywhere: take the only one of that name in any module, too.
-    """
-    alike = [cls for key, cls in _registered.items() if _bare(key) == _bare(name)]
-    return _registered.get(name, alike[0] if anywhere and len(alike) == 1 else None)
+def registered(name):
+    """The class that was registered under a name, or None."""
+    return _registered.get(name)
 
 
-def _bare(name):
+def named(name):
+    """The class that the user has named for this process, in whichever module it is; or None."""
+    return _named.get(bare(name))
+
+
+def bare(name):
+    """The name of a class without its module."""
     return name.rpartition(":")[2]
 
 
-def import_class(name):
+def import_class(name, for_all_files=False):
     """The class that a user names, such as "my_package.my_module:MyNetwork".
+
+    Args:
+      for_all_files: model files that have it in another module get it, too.
 
     Raises:
       ValueError: it cannot be imported, or is no flax module.
@@ -292,6 +297,8 @@ def import_class(name):
         ) from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"{name} is no class of flax modules; a network is one")
+    if for_all_files:
+        _named[bare(name)] = found
     return register(found)
 
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 from mlip import config as settings
 from mlip.data.structure import number_of, symbol
 from mlip.files import atomic_write
-from mlip.model.contract import FlaxModel, class_name, hashable, registered
+from mlip.model.contract import FlaxModel, bare, class_name, hashable, named, registered
 from mlip.model.fold import FoldedPotential
 from mlip.model.mace.model import NetworkConfig
 from mlip.model.potential import Potential
@@ -179,16 +179,16 @@ def _network_class(path, about, given):
       ValueError: none is, or it is of another name than the file has.
     """
     name = str(about.get("class")) if about.get("family") == "flax" else None
-    if given is not None and class_name(given).rpartition(":")[2] != str(name).rpartition(":")[2]:
+    if given is not None and bare(class_name(given)) != bare(str(name)):
         raise ValueError(
             f"the network of {path} is {name or 'of the MACE family'}, not {class_name(given)}; "
             + ("give its own class" if name else "load it without a class")
         )
-    found = given or (name and registered(name, anywhere=True))
+    found = given or (name and (registered(name) or named(name)))
     if name and found is None:
         raise ValueError(
             f"the network of {path} is {name}, and no code that a file names is imported; give the "
-            f"class, as mlip.load(path, model={name.rpartition(':')[2]}) or --model-class {name}"
+            f"class, as mlip.load(path, model={bare(name)}) or --model-class {name}"
         )
     return found
 

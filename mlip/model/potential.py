@@ -230,12 +230,10 @@ class Potential:
             n_atoms = len(graph.species)
             # Where all atoms are taken at once, blocks are the way to fit larger systems.
             smaller = min(self.execution.large_block, n_atoms // 8 + 1)
-            versions = [settings]
-            in_blocks = surface.running(block=smaller)
-            if surface.model.block(self.execution) is None and in_blocks.model.block(
-                in_blocks.execution
-            ):
-                versions.append((surface.running(block=smaller), *others))
+            versions, in_blocks = [settings], surface.running(block=smaller)
+            before, after = (s.model.block(s.execution) for s in (surface, in_blocks))
+            if before is None and after is not None:
+                versions.append((in_blocks, *others))
             self.programs[shapes] = compile_within_memory(
                 function,
                 versions,
